@@ -1,0 +1,61 @@
+# batchrun: `make` lists what there is to do. `make demo` and `make test` need
+# nothing beforehand but Python 3.11 or newer (and use uv when it is on PATH).
+
+PYTHON ?= python3
+TEST_ARGS ?= -n 2
+
+# Whatever environment is active in the calling shell, only .venv counts here.
+unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fix bench clean
+
+help:
+	@awk -F ' *## *' '/^[a-z]+:.*##/ { sub(/:.*/, "", $$1); printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.installed ## watch a whole run against a local emulator; needs no account
+	@.venv/bin/batchrun demo
+
+test: .venv/.installed ## run the tests
+	@.venv/bin/python -m pytest $(TEST_ARGS)
+
+check: .venv/.installed ## formatting, lint, types, then the tests
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy --strict
+	@$(MAKE) --no-print-directory test
+
+fix: .venv/.installed ## format the code and mend what lint can mend
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+bench: .venv/.installed ## measure throughput against the emulator
+	@.venv/bin/python -m tests.bench
+
+clean: ## remove .venv, caches and build products
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	@find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp is written last, so a set-up that was interrupted starts over.
+.venv/.installed: pyproject.toml constraints.txt
+	@set -eu; \
+	base=$$("$(PYTHON)" -c 'import sys; print(getattr(sys, "_base_executable", sys.executable))' 2>/dev/null) || { \
+	    echo 'batchrun needs Python 3.11 or newer, and "$(PYTHON)" does not run here.' >&2; \
+	    echo 'Install one, or name the one to use: make test PYTHON=/path/to/python3.12' >&2; exit 1; }; \
+	"$$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "batchrun needs Python 3.11 or newer, and \"$(PYTHON)\" is $$("$$base" --version 2>&1)." >&2; \
+	    echo 'Install one, or name the one to use: make test PYTHON=/path/to/python3.12' >&2; exit 1; }; \
+	uv=$$(command -v uv || true); \
+	if [ -e $@ ] && { [ -n "$$uv" ] || [ -x .venv/bin/pip ]; }; \
+	    then what='is out of date'; else what='is new'; rm -rf .venv; fi; \
+	log=$$(mktemp); trap 'rm -f "$$log"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
+	printf '.venv %s: installing … ' "$$what"; began=$$(date +%s); \
+	{ if [ -n "$$uv" ]; then \
+	    { [ -e .venv ] || uv venv --python "$$base" .venv; } && \
+	    uv pip install --python .venv/bin/python -c constraints.txt -e '.[fast,test,contract]'; \
+	else \
+	    { [ -e .venv ] || "$$base" -m venv .venv; } && \
+	    .venv/bin/python -m pip install --no-compile -c constraints.txt -e '.[fast,test,contract]'; \
+	fi; } >"$$log" 2>&1 || { echo 'failed:'; cat "$$log"; exit 1; }; \
+	echo "done in $$(( $$(date +%s) - began )) s"; \
+	touch $@

@@ -1,0 +1,165 @@
+"""Read the whole input once and say what is wrong with it, before anything is sent."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from batchrun.errors import InputProblem
+from batchrun.inputs import BadLine, Line, LineSplitter, digest, identity, is_blank, parse, sniff
+from batchrun.storage.inventory import Entry, Inventory
+
+BLOCK_BYTES = 256 * 1024
+MAX_MESSAGES = 20
+MAX_BAD = 10
+MAX_BAD_SHARE = 0.01
+BATCH_ENTRIES = 1000
+TOO_LONG = "longer than 4 MiB"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The open input as far as it was checked. ``end`` is the byte after the last one that may be read.
+
+    ``records`` is None if only the beginning was checked. ``checked`` names the state of the file then: inode,
+    mtime in ns, size, digest of all its bytes.
+    """
+
+    path: Path
+    fd: int
+    end: int
+    records: int | None
+    checked: tuple[int, int, int, bytes] | None
+    first_line: int = 1
+    first_offset: int = 0
+
+
+@dataclass(slots=True)
+class Checked:
+    """What was found. ``messages`` are the first bad lines, ``bad`` counts them all."""
+
+    end: int = 0
+    lines: int = 0
+    records: int = 0
+    bad: int = 0
+    without_id: int = 0
+    first_is_bad: bool = False
+    messages: list[str] = field(default_factory=list)
+    whole: bool = True
+    digest: bytes = b""
+
+
+def read_lines(fd: int, end: int, hasher: hashlib.blake2b | None = None) -> Iterator[Line]:
+    """Every line of the first ``end`` bytes."""
+    splitter = LineSplitter()
+    at = 0
+    while at < end:
+        block = os.pread(fd, min(BLOCK_BYTES, end - at), at)
+        if not block:
+            return
+        at += len(block)
+        if hasher is not None:
+            hasher.update(block)
+        yield from splitter.feed(block)
+    yield from splitter.end()
+
+
+def check_input(path: Path, fd: int, inventory: Inventory, *, limit: int | None, strict: bool) -> Checked:
+    """Check every line; put every good record into the inventory.
+
+    Args:
+        limit: Stop after so many records.
+        strict: One bad line is one too many.
+    Raises:
+        InputProblem: this is no JSONL, too many lines are bad, or an id stands on two lines.
+    """
+    size = os.fstat(fd).st_size
+    if reason := sniff(os.pread(fd, 4096, 0)):
+        raise InputProblem(
+            f"{path}: {reason}", remedy="batchrun reads JSONL: one JSON object, or one text in quotes, a line"
+        )
+    hasher = hashlib.blake2b(digest_size=16)
+    found = Checked(end=size)
+    entries: list[Entry] = []
+    for line in read_lines(fd, size, hasher):
+        if limit is not None and found.records == limit and not is_blank(line.raw):
+            found.end, found.whole = line.offset, False
+            break
+        _check_line(path, line, found, entries)
+        if len(entries) >= BATCH_ENTRIES:
+            inventory.add(entries)
+            entries.clear()
+    inventory.add(entries)
+    found.digest = hasher.digest()
+    _judge(path, found, strict=strict)
+    if repeated := inventory.repeated():
+        where = f"id '{_cut(repeated.identity)}' was on line {repeated.first_line} already"
+        in_all = f" ({repeated.repeats} repeats in all)" if repeated.repeats > 1 else ""
+        raise InputProblem(
+            f"{path}:{repeated.again_line}: {where}{in_all}",
+            remedy="make the ids unique, or leave them out: then the line number is the id",
+        )
+    return found
+
+
+def offset_after(fd: int, end: int, records: int) -> int:
+    """Where the record after the first so many begins; ``end`` if there is none."""
+    seen = 0
+    for line in read_lines(fd, end):
+        if not is_blank(line.raw) or line.too_long:
+            if seen == records:
+                return line.offset
+            seen += 1
+    return end
+
+
+def prefix_digest(fd: int, size: int) -> bytes:
+    """Digest of the first ``size`` bytes, to tell an input that only grew from one that was edited."""
+    hasher = hashlib.blake2b(digest_size=16)
+    at = 0
+    while at < size and (block := os.pread(fd, min(BLOCK_BYTES, size - at), at)):
+        hasher.update(block)
+        at += len(block)
+    return hasher.digest()
+
+
+def _check_line(path: Path, line: Line, found: Checked, entries: list[Entry]) -> None:
+    found.lines += 1
+    if is_blank(line.raw) and not line.too_long:
+        return
+    found.records += 1
+    try:
+        if line.too_long:
+            raise BadLine(TOO_LONG)
+        parsed = parse(line.raw)
+    except BadLine as bad:
+        found.bad += 1
+        found.first_is_bad = found.first_is_bad or found.records == 1
+        if len(found.messages) < MAX_MESSAGES:
+            found.messages.append(f"{path}:{line.number}: {bad}")
+        return
+    found.without_id += parsed.id is None
+    entries.append(Entry(line.number, line.offset, len(line.raw), identity(parsed.id), digest(line.raw)))
+
+
+def _judge(path: Path, found: Checked, *, strict: bool) -> None:
+    if not found.bad:
+        return
+    if found.first_is_bad:
+        remedy = "the first record is bad, so this is hardly the right file; nothing was sent"
+    elif strict:
+        remedy = "--strict refuses the whole input; nothing was sent"
+    elif found.bad > max(MAX_BAD, MAX_BAD_SHARE * found.records):
+        remedy = f"more than {MAX_BAD} and more than 1 % of the records are bad; nothing was sent"
+    else:
+        return
+    more = found.bad - len(found.messages)
+    messages = [*found.messages, f"… and {more:,} more"] if more else found.messages
+    raise InputProblem("\n".join(messages), remedy=remedy)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}…"

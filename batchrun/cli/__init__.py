@@ -1,0 +1,98 @@
+"""The command line: one file per verb, each of which parses, calls, prints, and leaves with an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from importlib import import_module
+
+import click
+
+import batchrun
+from batchrun.cli.report import report_bug, report_problem
+from batchrun.errors import USAGE, BatchrunError
+
+VERBS = {
+    "Work": {"run": "send a file (* runs when no command is named)"},
+    "Look": {
+        "status": "progress, failures and what to do next, from any terminal",
+        "verify": "prove that input, ledger and output agree",
+    },
+    "Set up": {
+        "demo": "200 prompts through the local emulator, with faults",
+        "emulator": "local server that plays the API, with faults on demand",
+    },
+}
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
+
+
+class Verbs(click.Group):
+    """Loads a verb when it is called, and runs ``run`` when none is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for group in VERBS.values() for name in group]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.list_commands(ctx):
+            return None
+        command = getattr(import_module(f"batchrun.cli.{name}"), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {*self.list_commands(ctx), "-h", "--help", "-V", "--version"}
+        if args and args[0] not in own:
+            self._refuse_typo(ctx, args[0])
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+    def _refuse_typo(self, ctx: click.Context, word: str) -> None:
+        """A lone word that is no file was meant as a command."""
+        if word.startswith("-") or any(mark in word for mark in "./\\") or os.path.exists(word):
+            return
+        alike = difflib.get_close_matches(word, self.list_commands(ctx), n=1)
+        hint = f"did you mean: batchrun {alike[0]}" if alike else "batchrun --help lists the commands"
+        raise _Mistyped(f"no command and no file is called '{word}'", remedy=hint)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(len(name) for name in self.list_commands(ctx)) + 1
+        for title, verbs in VERBS.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(f"{name}{'*' * (name == 'run')}".ljust(width), text) for name, text in verbs.items()]
+                )
+
+
+class _Mistyped(BatchrunError):
+    exit_code = USAGE
+
+
+@click.group(cls=Verbs, context_settings=CONTEXT, invoke_without_command=False)
+@click.version_option(batchrun.__version__, "-V", "--version", message="batchrun %(version)s")
+def cli() -> None:
+    """Send files of prompts to an asynchronous LLM API; get every answer once, crash or no crash.
+
+    \b
+      batchrun prompts.jsonl -o answers.jsonl   same as: batchrun run prompts.jsonl -o answers.jsonl
+      batchrun status answers.jsonl             how far it is, what is wrong, what to do next
+
+    Run the same command again to continue. 'batchrun run --help' lists all options.
+    """
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        cli.main(prog_name="batchrun", standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.ClickException as problem:
+        problem.show()
+        sys.exit(problem.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BatchrunError as problem:
+        sys.exit(report_problem(problem))
+    except Exception as bug:
+        sys.exit(report_bug(bug))

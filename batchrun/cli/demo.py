@@ -1,0 +1,47 @@
+"""``batchrun demo``: 200 prompts through the local emulator, some replies lost on purpose."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+import batchrun
+from batchrun.cli import CONTEXT
+from batchrun.cli.report import say
+from batchrun.cli.run import run, run_job
+from batchrun.config import JobConfig
+from batchrun.errors import UsageProblem
+
+OUTPUT = Path("demo/out.jsonl")
+FAULTS = "lost=0.02,refuse=0.01,seed=7"
+RPS = "40"
+
+
+@click.command(context_settings=CONTEXT)
+def demo() -> None:
+    """Send 200 sample prompts to a server on this machine that loses 2 % of its replies.
+
+    Nothing leaves this machine and no account is needed. The answers are invented.
+    """
+    from batchrun.cli.run import config_of
+
+    OUTPUT.parent.mkdir(exist_ok=True)
+    prompts = sample_prompts()
+    words = [str(prompts), "-o", str(OUTPUT), "--provider", "emulator", "--emulator-faults", FAULTS, "--rps", RPS]
+    say(f"batchrun {' '.join(words)}")
+    config: JobConfig = config_of(run.make_context("run", words).params)
+    code = run_job(config, quiet=False, always_say=True)
+    say("These answers are invented by the emulator. For real ones: README, 'Use it'.")
+    sys.exit(code)
+
+
+def sample_prompts() -> Path:
+    """The sample input: in the checkout, or inside the installed package."""
+    package = Path(batchrun.__file__).parent
+    for folder in (package.parent, package):
+        path = folder / "sample_inputs" / "prompts.jsonl"
+        if path.exists():
+            return Path(*path.parts[-2:]) if path.parent.parent == Path.cwd() else path
+    raise UsageProblem("the sample prompts are missing", remedy="install batchrun again")

@@ -1,0 +1,33 @@
+"""``batchrun emulator``: the local server that plays the API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from batchrun.cli import CONTEXT
+from batchrun.errors import UsageProblem
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="port on 127.0.0.1  [a free one]")
+@click.option("--faults", default="", metavar="K=V,…", help="latency, quotas and faults (docs/emulator.md)")
+@click.option(
+    "--journal", type=click.Path(path_type=Path), metavar="FILE", help="keep accepted operations in this file"
+)
+def emulator(port: int, faults: str, journal: Path | None) -> None:
+    """Serve an imitation of the API on this machine until Ctrl-C. Answers are invented.
+
+    \b
+    Example:
+      batchrun emulator --port 8080 --faults lost=0.02,refuse=0.03,seed=7
+      YC_API_KEY=any YC_FOLDER_ID=any batchrun in.jsonl -o out.jsonl --endpoint http://127.0.0.1:8080
+    """
+    from batchrun import emulator as server
+
+    try:
+        settings = server.Settings.parse(faults)
+    except ValueError as error:
+        raise UsageProblem(f"--faults: {error}", remedy="docs/emulator.md lists them") from error
+    server.serve_forever(settings, host="127.0.0.1", port=port, journal=journal)

@@ -1,0 +1,61 @@
+"""What a person sees when something ends: two lines, or silence."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from datetime import datetime
+
+import click
+
+from batchrun.errors import BUG, RUN_AGAIN, BatchrunError
+from batchrun.log import LOGGER, LineFormatter, event
+from batchrun.redact import redact
+from batchrun.storage.jobdir import AlreadyRunning
+
+DAY_S = 24 * 3600
+
+
+def say(text: str) -> None:
+    """One line on stderr; a terminal that has gone away is no reason to fail."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
+
+
+def report_problem(problem: BatchrunError) -> int:
+    """Say what is wrong and what to do. Returns the exit code.
+
+    Without a terminal nothing is said of exit 75: cron would mail it every night, and the next run settles it. A run
+    that has held the job for more than a day is worth the mail.
+    """
+    event("ended", logging.ERROR, exit_code=problem.exit_code, cause=problem.cause)
+    quiet = problem.exit_code == RUN_AGAIN and not sys.stderr.isatty()
+    if isinstance(problem, AlreadyRunning) and isinstance(problem.since, int) and time.time() - problem.since > DAY_S:
+        quiet = False
+    if not quiet:
+        *first, cause = problem.cause.split("\n")
+        for line in first:
+            say(redact(line))
+        say(redact(cause) if first else f"error: {redact(cause)}")
+        say(f"  {redact(problem.remedy)}")
+    return problem.exit_code
+
+
+def report_bug(bug: Exception) -> int:
+    """A traceback goes to a file, its name to the screen."""
+    path = f"batchrun-bug-{datetime.now():%Y%m%dT%H%M%S}-{os.getpid()}.log"
+    record = logging.LogRecord("batchrun", logging.CRITICAL, "", 0, "bug", None, (type(bug), bug, bug.__traceback__))
+    text = LineFormatter().format(record)
+    LOGGER.handle(record)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(text + "\n")
+        say(f"error: this is a bug in batchrun ({type(bug).__name__}); nothing that was paid for is lost")
+        say(f"  the details are in {path}; run the same command again to continue")
+    except OSError:
+        say(text)
+    return BUG

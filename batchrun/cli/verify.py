@@ -1,0 +1,47 @@
+"""``batchrun verify``: prove that input, ledger and output agree."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from batchrun import verify as proof
+from batchrun.cli import CONTEXT
+from batchrun.cli.status import open_job
+from batchrun.errors import INPUT, UsageProblem
+from batchrun.storage.jobdir import JobPaths, is_locked
+from batchrun.summary import headline, summarize
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="where the job's ledger is")
+def verify(output: Path, state_dir: Path | None) -> None:
+    """Read input, ledger and OUTPUT whole, and name everything in which they differ. Exit 3 if there is any.
+
+    \b
+    Example:
+      batchrun verify answers.jsonl
+    """
+    paths = JobPaths.of(output, state_dir)
+    ledger = open_job(paths)
+    if is_locked(paths):
+        raise UsageProblem(f"{output} is being written by a run", remedy="verify when it has ended")
+    try:
+        found = proof.verify(ledger, Path(ledger.job().input_path), output)
+    except OSError as error:
+        raise UsageProblem(f"{error.filename} cannot be read ({error.strerror})", remedy="put it back") from error
+    click.echo(f"input    {found.input_records:>9,} records")
+    click.echo(f"ledger   {found.ledger_rows:>9,} rows      {headline(summarize(ledger))}")
+    click.echo(f"output   {found.output_lines:>9,} lines")
+    if found.uncommitted_bytes:
+        click.echo(f"tail     {found.uncommitted_bytes:>9,} bytes behind the last commit; the next run sees to them")
+    for difference in found.named:
+        click.echo(difference)
+    if found.differences > len(found.named):
+        click.echo(f"… and {found.differences - len(found.named):,} more differences")
+    click.echo("all agree" if not found.differences else f"{found.differences:,} differences")
+    ledger.close()
+    sys.exit(INPUT if found.differences else 0)

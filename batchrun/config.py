@@ -1,0 +1,40 @@
+"""What a run was asked to do: flags over environment over defaults, frozen, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchrun.record import OnAmbiguous, Settings
+from batchrun.storage.jobdir import JobPaths
+
+DEFAULT_MODEL = "yandexgpt/latest"
+DEFAULT_RPS = 9.0  # the quota is 10 a second and 5,000 an hour: room for the clock of the other side
+DEFAULT_RPH = 4900
+DEFAULT_READ_RPS = 40.0
+READS_PER_SUBMIT = 4.4
+DEFAULT_CONCURRENCY = 8
+
+
+@dataclass(frozen=True, slots=True)
+class JobConfig:
+    """One run, fully decided. Rates are per second, ``rph`` per 60 minutes."""
+
+    input: Path
+    paths: JobPaths
+    settings: Settings
+    limit: int | None = None
+    strict: bool = False
+    new_run: bool = False
+    endpoint: str | None = None
+    emulator_faults: str = ""
+    rps: float = DEFAULT_RPS
+    rph: int = DEFAULT_RPH
+    read_rps: float = DEFAULT_READ_RPS
+    concurrency: int = DEFAULT_CONCURRENCY
+    on_ambiguous: OnAmbiguous = "resubmit"
+
+
+def read_rps_for(rps: float) -> float:
+    """The read rate that goes with a submit rate: enough polls for every operation that is accepted."""
+    return max(DEFAULT_READ_RPS, READS_PER_SUBMIT * rps)

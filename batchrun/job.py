@@ -1,0 +1,242 @@
+"""A whole run on one screen: recover, then reader -> submitter -> tracker -> writer around one ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from batchrun.channel import Channel
+from batchrun.config import JobConfig
+from batchrun.errors import BatchrunError, DiskProblem, Interrupted
+from batchrun.log import event
+from batchrun.pacing import HOUR_S, HourWindow, Outage, Pacer
+from batchrun.providers.base import Provider
+from batchrun.reader import Backlog, Reader
+from batchrun.record import Record
+from batchrun.recovery import Recovered, recover
+from batchrun.stop import Stop, on_signals
+from batchrun.storage.jobdir import free_bytes
+from batchrun.storage.ledger import Ledger
+from batchrun.storage.thread import Storage
+from batchrun.submitter import Submitter
+from batchrun.summary import Summary, summarize
+from batchrun.tracker import Answered, Tracker
+from batchrun.writer import Writer, write_failures
+
+QUEUE_RECORDS = 1024
+QUEUE_BYTES = 64 << 20
+MAX_OPEN = 5000
+MAX_OUTAGE_S = 900.0
+GRACE_S = 10.0
+FLUSH_S = 2.0
+KEEP_FREE_BYTES = 64 << 20  # below this nothing is sent: an ID that cannot be written is money lost
+MUST_BE_FREE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The live parts of a run that a screen may read. The ledger is the truth; these are quicker to ask."""
+
+    total: int | None
+    backlog: Backlog
+    tracker: Tracker
+    pacer: Pacer
+    stop: Stop
+
+
+Screen = Callable[[Progress], Coroutine[Any, Any, None]]
+"""Shows a run until it is cancelled."""
+
+
+def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = None) -> Summary:
+    """Work on the job until it is finished or has to stop. The summary's ``exit_code`` describes the job.
+
+    Raises:
+        BatchrunError: why the run ended early; what was reached is in ledger and output.
+    """
+    started_at = time.time()
+    with on_signals(_interrupt), recover(config, started_at) as recovered:
+        problem = None
+        if recovered.has_work:
+            problem = work_through(config, recovered, environ, screen)
+        with on_signals(lambda number: None):  # a few files are left to bring in step
+            write_failures(recovered.ledger, recovered.source, config.paths)
+            summary = summarize(recovered.ledger, recovered.source.records)
+            code = summary.job_exit_code() if problem is None else problem.exit_code
+            with recovered.ledger.transaction():
+                recovered.ledger.end_run(recovered.run_id, code, time.time())
+        event("finished", exit_code=code, **{str(state): count for state, count in summary.counts.items()})
+    return replace(summary, exit_code=code, problem=problem, seconds=time.time() - started_at)
+
+
+def work_through(
+    config: JobConfig, recovered: Recovered, environ: Mapping[str, str], screen: Screen | None
+) -> BatchrunError | None:
+    """Run the event loop. Returns why it stopped early, if it did."""
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(work(config, recovered, environ, screen))
+    except BatchrunError as problem:
+        return problem
+    except BaseExceptionGroup as group:
+        expected, bugs = group.split(BatchrunError)
+        if bugs is not None or expected is None:
+            raise
+        return _first(expected)
+
+
+async def work(
+    config: JobConfig, recovered: Recovered, environ: Mapping[str, str], screen: Screen | None
+) -> BatchrunError | None:
+    """Drive every record to a settled state; safe to call again after a crash."""
+    ledger, source, settings = recovered.ledger, recovered.source, config.settings
+    operations = ledger.open_operations()
+    stop, outage = Stop(), Outage(MAX_OUTAGE_S)
+    submit_pacer, read_pacer = Pacer(config.rps, _hour_window(config, ledger)), Pacer(config.read_rps)
+    records = Channel[Record](QUEUE_RECORDS, QUEUE_BYTES)
+    answers = Channel[Answered](QUEUE_RECORDS, QUEUE_BYTES)
+
+    with on_signals(stop.on_signal):
+        async with open_provider(config, environ) as provider, open_storage(recovered, stop) as storage:
+            backlog = Backlog(summarize(ledger).counts)
+            reader = Reader(source, storage, backlog, stop)
+            tracker = Tracker(provider, storage, backlog, stop, read_pacer, outage, operations)
+            submitter = Submitter(
+                provider,
+                storage,
+                backlog,
+                stop,
+                submit_pacer,
+                outage,
+                config,
+                lambda: has_room(tracker, config),
+                tracker.add,
+            )
+            writer = Writer(source, storage, settings)
+
+            async def intake() -> None:
+                await tracker.looked_at_all.wait()  # answers before new submissions: they expire
+                await submitter.run(records, config.concurrency)
+
+            async with asyncio.TaskGroup() as stages:
+                reading = stages.create_task(reader.run(records), name="reader")
+                sending = stages.create_task(intake(), name="submitter")
+                polling = stages.create_task(
+                    tracker.run(answers, 2 * config.concurrency, until=sending), name="tracker"
+                )
+                helpers = [
+                    stages.create_task(end_well(stop, records, backlog, tracker, sending, polling), name="end_well"),
+                    stages.create_task(watch_disk(stop, config, tracker), name="watch_disk"),
+                ]
+                if screen is not None:
+                    shown = Progress(source.records, backlog, tracker, submit_pacer, stop)
+                    helpers.append(stages.create_task(screen(shown), name="screen"))
+                await writer.run(answers)
+                await asyncio.wait([reading, sending, polling])
+                for helper in helpers:
+                    helper.cancel()
+    return stop.error
+
+
+async def end_well(
+    stop: Stop,
+    records: Channel[Record],
+    backlog: Backlog,
+    tracker: Tracker,
+    sending: asyncio.Task[None],
+    polling: asyncio.Task[None],
+) -> None:
+    """Once a stop is requested: send nothing new, wait for the replies on their way, then let go of them."""
+    await stop.requested.wait()
+    event("stopping", reason=type(stop.error).__name__)
+    records.close(discard=True)
+    backlog.end()
+    tracker.looked_at_all.set()
+    hurry = asyncio.create_task(stop.hurried.wait())
+    await asyncio.wait([sending, hurry], timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
+    hurry.cancel()
+    sending.cancel()
+    polling.cancel()
+
+
+def has_room(tracker: Tracker, config: JobConfig) -> bool:
+    """Whether one more operation may be opened."""
+    return len(tracker) < MAX_OPEN and _free(config) >= KEEP_FREE_BYTES
+
+
+async def watch_disk(stop: Stop, config: JobConfig, tracker: Tracker) -> None:
+    """Stop before the disk is full: what is on its way still needs room."""
+    while True:
+        free = _free(config)
+        if free < MUST_BE_FREE_BYTES or (free < KEEP_FREE_BYTES and not len(tracker)):
+            stop.request(
+                DiskProblem(
+                    f"only {free >> 20} MiB are free for {config.paths.state} and {config.paths.output}; stopped",
+                    remedy="free some space and run the same command",
+                )
+            )
+        await asyncio.sleep(1.0)
+
+
+@asynccontextmanager
+async def open_provider(config: JobConfig, environ: Mapping[str, str]) -> AsyncIterator[Provider]:
+    """The service that was asked for; ``emulator`` is started in this process, and keeps its operations in a file."""
+    from batchrun.providers.yandex import Credentials, Yandex, credentials_from
+
+    connect = partial(Yandex, submit_workers=config.concurrency, poll_workers=2 * config.concurrency)
+    if config.settings.provider == "yandex":
+        async with connect(credentials_from(environ), endpoint=config.endpoint) as provider:
+            yield provider
+        return
+    from batchrun import emulator
+
+    nobody = Credentials("Api-Key emulator", "b1gemulator000000000")
+    faults = emulator.Settings.parse(config.emulator_faults)
+    async with (
+        await emulator.start(faults, journal=config.paths.emulator_journal) as server,
+        connect(nobody, endpoint=server.url, name="emulator") as provider,
+    ):
+        yield provider
+
+
+@asynccontextmanager
+async def open_storage(recovered: Recovered, stop: Stop) -> AsyncIterator[Storage]:
+    """The storage thread; what has arrived is on disk when this is left."""
+    storage = Storage(recovered.ledger, recovered.results)
+    try:
+        yield storage
+    finally:
+        storage.close(FLUSH_S if stop.hurried.is_set() else None)
+
+
+def _free(config: JobConfig) -> int:
+    return min(free_bytes(config.paths.state), free_bytes(config.paths.output))
+
+
+def _hour_window(config: JobConfig, ledger: Ledger) -> HourWindow:
+    """The submissions of the last hour, moved from the ledger's wall clock to this process's monotonic one."""
+    monotonic, wall = time.monotonic(), time.time()
+    past = ledger.submissions_since(wall - HOUR_S - 1)
+    return HourWindow(config.rph, [(monotonic - max(0.0, wall - at_s - 1), posts) for at_s, posts in past])
+
+
+def _interrupt(number: int) -> None:
+    raise Interrupted(number)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _first(group: BaseExceptionGroup[BatchrunError]) -> BatchrunError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,0 +1,197 @@
+"""When the next request may go (pure: the clock is an argument, so is chance).
+
+Every ``now`` is a monotonic clock in seconds. The constants and their reasons: docs/decisions/0004-pace.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+
+SLOWER = 0.7
+FASTER_PER_S = 0.02
+FLOOR_PER_S = 0.2
+CATCH_UP_S = 0.05
+STUCK_S = 60.0
+HOUR_S = 3600
+MAX_RETRY_AFTER_S = 300.0
+
+
+def backoff_s(tries: int, chance: float, *, base_s: float = 0.5, cap_s: float = 30.0) -> float:
+    """Seconds to wait before the next try: full jitter, ``chance`` in 0..1 of a ceiling that doubles with each try."""
+    return chance * min(cap_s, base_s * 2.0 ** min(tries, 30))
+
+
+def with_jitter_s(retry_after_s: float, chance: float) -> float:
+    """A wait the service asked for, as a floor: up to a tenth and a second more, so that clients spread."""
+    return retry_after_s + chance * (0.1 * retry_after_s + 1.0) if retry_after_s > 0 else 0.0
+
+
+class HourWindow:
+    """At most ``limit`` permits in any 60 minutes.
+
+    Counted in whole seconds, so that memory is bounded by the hour and not by the limit; any window of 3,600 s touches
+    3,601 of them, and all of these are counted.
+    """
+
+    def __init__(self, limit: int, past: Iterable[tuple[float, int]] = ()) -> None:
+        self.limit = limit
+        self._seconds: deque[tuple[int, int]] = deque()
+        self._sum = 0
+        for at, permits in past:
+            self._add(int(at // 1), permits)
+
+    def free_at(self, now: float) -> float:
+        """The earliest time for one more permit; not later than ``now`` if there is room."""
+        self._forget(now)
+        surplus = self._sum - self.limit + 1
+        if surplus <= 0:
+            return now
+        for second, permits in self._seconds:
+            surplus -= permits
+            if surplus <= 0:
+                return float(second + HOUR_S + 1)
+        return now + HOUR_S
+
+    def take(self, now: float) -> None:
+        self._add(int(now // 1), 1)
+
+    def used(self, now: float) -> int:
+        """Permits of the last hour."""
+        self._forget(now)
+        return self._sum
+
+    def _add(self, second: int, permits: int) -> None:
+        if self._seconds and self._seconds[-1][0] >= second:
+            last, count = self._seconds.pop()
+            self._seconds.append((last, count + permits))
+        else:
+            self._seconds.append((second, permits))
+        self._sum += permits
+
+    def _forget(self, now: float) -> None:
+        while self._seconds and self._seconds[0][0] + HOUR_S + 1 <= now:
+            self._sum -= self._seconds.popleft()[1]
+
+
+class Pacer:
+    """Evenly spaced permits: at most ``rate`` a second, and ``per_hour`` in any 60 minutes.
+
+    A refusal slows it at once; time without refusals brings it back. A late caller may catch up by a twentieth of a
+    second, but never so that more than ``rate`` permits fall into any one second.
+    """
+
+    def __init__(self, rate: float, per_hour: HourWindow | None = None) -> None:
+        self.ceiling = rate
+        self._hour = per_hour
+        self._rate = rate
+        self._slot = 0.0
+        self._not_before = 0.0
+        self._last_second: deque[float] = deque(maxlen=max(1, math.ceil(rate)))
+        self._changed_at = 0.0
+        self._refused_since: float | None = None
+
+    def rate(self, now: float) -> float:
+        """Permits per second right now."""
+        quiet_s = max(0.0, now - self._changed_at)
+        return min(self.ceiling, self._rate + quiet_s * FASTER_PER_S * self.ceiling)
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until the next permit; 0 or less: now."""
+        at = max(self._slot, self._not_before)
+        if len(self._last_second) == self._last_second.maxlen and self.ceiling >= 1:
+            at = max(at, self._last_second[0] + 1.0)
+        if self._hour is not None:
+            at = max(at, self._hour.free_at(now))
+        return at - now
+
+    def take(self, now: float) -> None:
+        """A permit is used."""
+        gap_s = STUCK_S if self._is_stuck(now) else 1.0 / self.rate(now)
+        self._slot = max(self._slot, now - CATCH_UP_S) + gap_s
+        self._last_second.append(now)
+        if self._hour is not None:
+            self._hour.take(now)
+
+    def refused(self, now: float, retry_after_s: float = 0.0) -> None:
+        """The service asked for less (429), or a poll failed. Slower at once, but not twice for one burst."""
+        if self._refused_since is None:
+            self._refused_since = now
+        self._not_before = max(self._not_before, now + min(retry_after_s, MAX_RETRY_AFTER_S))
+        if now - self._changed_at >= 1.0 or self._changed_at == 0.0:
+            self._rate = max(min(FLOOR_PER_S, self.ceiling), self.rate(now) * SLOWER)
+            self._changed_at = now
+
+    def accepted(self) -> None:
+        """The service took one: whatever was wrong is over."""
+        self._refused_since = None
+
+    def limited_by(self, now: float) -> str:
+        """What holds the next permit back: ``hour``, ``429`` or ``rate``."""
+        if self._hour is not None and self._hour.free_at(now) > now + 1.0:
+            return "hour"
+        return "429" if self.rate(now) < self.ceiling or self._not_before > now else "rate"
+
+    def _is_stuck(self, now: float) -> bool:
+        """Nothing but refusals for a minute: an hourly quota, most likely. One probe a minute is enough."""
+        return self._refused_since is not None and now - self._refused_since >= STUCK_S
+
+
+class Gate:
+    """Closed while POSTs fail: then one real POST at a time, further and further apart, until one is accepted."""
+
+    FAILURES_IN_A_ROW = 5
+    WINDOW = 20
+    FIRST_WAIT_S = 5.0
+    MAX_WAIT_S = 60.0
+
+    def __init__(self) -> None:
+        self._recent: deque[bool] = deque(maxlen=self.WINDOW)
+        self._in_a_row = 0
+        self._wait_s = 0.0
+        self._probe_at = 0.0
+
+    @property
+    def is_closed(self) -> bool:
+        return self._wait_s > 0
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until the next probe; 0 or less: now."""
+        return self._probe_at - now if self.is_closed else 0.0
+
+    def accepted(self) -> None:
+        self._recent.append(True)
+        self._in_a_row = 0
+        if self.is_closed:
+            self._recent.clear()
+            self._wait_s = 0.0
+
+    def failed(self, now: float) -> None:
+        """A POST was ambiguous or never left. A refusal is neither: the service is there."""
+        self._recent.append(False)
+        self._in_a_row += 1
+        half = len(self._recent) == self.WINDOW and self._recent.count(False) * 2 >= self.WINDOW
+        if self.is_closed:
+            self._wait_s = min(self.MAX_WAIT_S, self._wait_s * 2)
+            self._probe_at = now + self._wait_s
+        elif self._in_a_row >= self.FAILURES_IN_A_ROW or half:
+            self._wait_s = self.FIRST_WAIT_S
+            self._probe_at = now + self._wait_s
+
+
+class Outage:
+    """How long nothing has succeeded. Only failures count as time: a pause of our own is no outage."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self._since: float | None = None
+
+    def succeeded(self) -> None:
+        self._since = None
+
+    def failed(self, now: float) -> bool:
+        """Note a failure; True if there has been nothing else for too long."""
+        if self._since is None:
+            self._since = now
+        return now - self._since >= self.limit_s

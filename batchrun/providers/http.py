@@ -1,0 +1,311 @@
+"""One HTTP exchange, and how much of it may have happened. The only code that knows aiohttp.
+
+aiohttp is imported when the first connection is wanted: it takes longer to load than all the rest.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from importlib import metadata
+from ipaddress import IPv4Address, ip_address
+from types import SimpleNamespace, TracebackType
+from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
+
+from batchrun.errors import CredentialsRefused, UsageProblem
+
+if TYPE_CHECKING:
+    import aiohttp
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+MAX_RETRY_AFTER_S = 300.0
+SUBMIT_IDLE_S = 10.0
+POLL_IDLE_S = 30.0
+
+_HOST = re.compile(r"([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds. A POST that times out may have been accepted, so its limits are wide."""
+
+    connect_s: float = 10.0
+    post_s: float = 60.0
+    post_silence_s: float = 30.0
+    get_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A complete answer, whatever it says."""
+
+    status: int
+    body: bytes
+    retry_after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Oversize:
+    """An answer that was cut off because it was too long."""
+
+    status: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class NothingLeft:
+    """No byte of the request left this machine."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MayHaveLeft:
+    """Bytes of the request may have left, and no complete answer came back."""
+
+    reason: str
+
+
+Exchange = Reply | Oversize | NothingLeft | MayHaveLeft
+
+
+class _Sending:
+    """Turns true just before aiohttp hands the first byte to the socket."""
+
+    maybe_sent = False
+
+
+class Http:
+    """Two pools of connections to one service, one for POSTs and one for GETs.
+
+    They are apart because a POST on a connection that the server has just closed looks exactly like a lost
+    request: POSTs drop idle connections early. Redirects, cookies, and proxies or ``.netrc`` of the
+    environment are not for us.
+
+    Args:
+        headers: Sent with every request.
+        submit_workers: POSTs at the same time; no more than that are ever open.
+    """
+
+    def __init__(
+        self,
+        headers: Mapping[str, str],
+        *,
+        submit_workers: int,
+        poll_workers: int,
+        timeouts: Timeouts | None = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
+    ) -> None:
+        self._headers = _checked({**headers, "Accept-Encoding": "identity", "User-Agent": _user_agent()})
+        self._submit_workers = submit_workers
+        self._poll_workers = poll_workers
+        self._timeouts = Timeouts() if timeouts is None else timeouts
+        self._max_body_bytes = max_body_bytes
+
+    async def __aenter__(self) -> Self:
+        import aiohttp
+
+        async def mark(session: object, context: SimpleNamespace, params: object) -> None:
+            context.trace_request_ctx.maybe_sent = True
+
+        watch = aiohttp.TraceConfig()
+        watch.on_request_headers_sent.append(mark)
+        limits = self._timeouts
+        self._submit = self._session(
+            aiohttp.ClientTimeout(
+                total=limits.post_s,
+                connect=limits.connect_s,
+                sock_connect=limits.connect_s,
+                sock_read=limits.post_silence_s,
+            ),
+            self._submit_workers,
+            idle_s=SUBMIT_IDLE_S,
+            watch=[watch],
+        )
+        self._poll = self._session(
+            aiohttp.ClientTimeout(total=limits.get_s, connect=limits.connect_s, sock_connect=limits.connect_s),
+            self._poll_workers,
+            idle_s=POLL_IDLE_S,
+            watch=[],
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._submit.close()
+        await self._poll.close()
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Exchange:
+        """POST once: no redirect, no retry.
+
+        Raises:
+            CredentialsRefused: TLS does not work; nothing left.
+            ValueError: A header cannot be sent as it is; nothing left.
+        """
+        return await self._exchange("POST", url, body, _checked(headers), _Sending())
+
+    async def get(self, url: str) -> Exchange:
+        """GET. It costs nothing, so aiohttp may replace a kept connection that turns out closed."""
+        return await self._exchange("GET", url, None, {}, None)
+
+    def _session(
+        self,
+        timeout: aiohttp.ClientTimeout,
+        workers: int,
+        *,
+        idle_s: float,
+        watch: list[aiohttp.TraceConfig],
+    ) -> aiohttp.ClientSession:
+        import aiohttp
+
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=workers, keepalive_timeout=idle_s),
+            headers=self._headers,
+            skip_auto_headers=("Accept",),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=timeout,
+            trust_env=False,
+            auto_decompress=False,
+            trace_configs=watch,
+        )
+
+    async def _exchange(
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], sending: _Sending | None
+    ) -> Exchange:
+        import aiohttp
+        from yarl import URL
+
+        session = self._poll if body is None else self._submit
+        try:
+            response = await session.request(
+                method,
+                URL(url, encoded=True),
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                trace_request_ctx=sending,
+            )
+            try:
+                return await self._read(response)
+            finally:
+                response.release()  # closes the connection if the body was not read to its end
+        except (aiohttp.ClientError, OSError) as error:
+            if isinstance(error, aiohttp.ClientSSLError):
+                _refuse_bad_tls(error)
+            total_s = self._timeouts.get_s if body is None else self._timeouts.post_s
+            reason = self._reason(error, total_s)
+            return MayHaveLeft(reason) if sending is None or sending.maybe_sent else NothingLeft(reason)
+
+    async def _read(self, response: aiohttp.ClientResponse) -> Reply | Oversize:
+        chunks: list[bytes] = []
+        size_bytes = 0
+        async for chunk in response.content.iter_any():
+            size_bytes += len(chunk)
+            if size_bytes > self._max_body_bytes:
+                return Oversize(response.status, self._max_body_bytes)
+            chunks.append(chunk)
+        wait_s = retry_after_s(response.headers.get("Retry-After"), now=time.time())
+        return Reply(response.status, b"".join(chunks), wait_s)
+
+    def _reason(self, error: Exception, total_s: float) -> str:
+        """A few words of ours. Never the exception's own: it may print the request with its headers."""
+        import aiohttp
+
+        match error:
+            case aiohttp.ClientConnectorDNSError():
+                return "name lookup failed"
+            case aiohttp.ConnectionTimeoutError():
+                return f"no connection within {self._timeouts.connect_s:g} s"
+            case aiohttp.SocketTimeoutError():
+                return f"silent for {self._timeouts.post_silence_s:g} s"
+            case TimeoutError():
+                return f"no reply within {total_s:g} s"
+            case aiohttp.ClientSSLError():
+                return "connection closed during the TLS handshake"
+            case aiohttp.ClientConnectorError(errno=errno.ECONNREFUSED):
+                return "connection refused"
+            case aiohttp.ClientConnectorError(errno=errno.ENETUNREACH | errno.EHOSTUNREACH):
+                return "no route to the service"
+            case aiohttp.ClientConnectorError():
+                return "no connection"
+            case aiohttp.ClientPayloadError():
+                return "reply cut short"
+            case aiohttp.ServerDisconnectedError():
+                return "connection closed before the reply"
+            case aiohttp.ClientResponseError():
+                return "the reply is not HTTP"
+            case OSError(errno=errno.ECONNRESET | errno.EPIPE) | ConnectionResetError():
+                return "connection reset"
+            case _:
+                return "connection lost"
+
+
+def check_endpoint(url: str) -> str:
+    """The base URL without its trailing slash.
+
+    Raises:
+        UsageProblem: It is neither ``https://`` nor ``http://`` to this machine, or it has more than a path.
+    """
+    remedy = "give an https:// base URL; plain http:// is for 127.0.0.1 and localhost only"
+    if not re.fullmatch(r"[A-Za-z0-9.:/\[\]_~%-]{1,2048}", url):  # no @, ? or # either
+        raise UsageProblem("the endpoint holds characters that a base URL has no use for", remedy=remedy)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        address = ip_address(host) if "[" in parts.netloc or _is_dotted(host) else None
+    except ValueError as error:
+        raise UsageProblem("the endpoint is not a URL", remedy=remedy) from error
+    if parts.scheme not in ("https", "http") or port == 0 or not (address or _HOST.fullmatch(host)):
+        raise UsageProblem("the endpoint is not the URL of a service", remedy=remedy)
+    is_here = host in ("localhost", "::1") or (isinstance(address, IPv4Address) and address.is_loopback)
+    if parts.scheme == "http" and not is_here:
+        cause = f"the endpoint is plain http:// to {host}: key and prompts would travel readable"
+        raise UsageProblem(cause, remedy=remedy)
+    return url.rstrip("/")
+
+
+def _is_dotted(host: str) -> bool:
+    return re.fullmatch(r"[0-9.]+", host) is not None
+
+
+def retry_after_s(value: str | None, *, now: float) -> float:
+    """Seconds that a ``Retry-After`` header asks for, at most 300; 0 without one, or if it makes no sense."""
+    if value is None:
+        return 0.0
+    if re.fullmatch(r"[0-9]{1,9}", value.strip()):
+        asked_s = float(value)
+    else:
+        try:
+            asked_s = parsedate_to_datetime(value).timestamp() - now
+        except (ValueError, OverflowError):
+            return 0.0
+    return min(max(asked_s, 0.0), MAX_RETRY_AFTER_S)
+
+
+def _checked(headers: Mapping[str, str]) -> Mapping[str, str]:
+    for name, value in headers.items():
+        if not re.fullmatch(r"[A-Za-z0-9-]+", name) or not (value.isascii() and value.isprintable()):
+            raise ValueError("a header holds a line break or a character that cannot be sent")
+    return headers
+
+
+def _refuse_bad_tls(error: aiohttp.ClientSSLError) -> None:
+    if isinstance(error.__cause__, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return  # the peer hung up in the middle: passes, like any lost connection
+    remedy = "check this machine's clock, its CA certificates and what stands between it and the service"
+    cause = f"no trusted TLS connection to {error.host}: nothing was sent"
+    raise CredentialsRefused(cause, remedy=remedy) from error
+
+
+def _user_agent() -> str:
+    try:
+        return f"batchrun/{metadata.version('batchrun')}"
+    except metadata.PackageNotFoundError:  # run from a checkout
+        return "batchrun/0"

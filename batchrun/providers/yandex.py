@@ -1,0 +1,369 @@
+"""Yandex Cloud AI Studio: asynchronous text generation (``completionAsync`` and its operations)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
+
+from batchrun.errors import CredentialsRefused, UsageProblem
+from batchrun.providers.http import Http, MayHaveLeft, NothingLeft, Oversize, Reply, check_endpoint
+from batchrun.record import (
+    Accepted,
+    Ambiguous,
+    Answer,
+    Failure,
+    Finished,
+    JsonObject,
+    Malformed,
+    NotFound,
+    PollFailed,
+    PollReply,
+    Prompt,
+    Refused,
+    Settings,
+    StillRunning,
+    SubmitReply,
+    Unreachable,
+    Usage,
+)
+from batchrun.redact import Redactor
+
+SUBMIT_HOST = "https://ai.api.cloud.yandex.net"
+OPERATION_HOST = "https://operation.api.cloud.yandex.net"
+SUBMIT_PATH = "/foundationModels/v1/completionAsync"
+
+_OPERATION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_FOLDER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_CANCELLED = 1
+_INVALID_ARGUMENT = 3
+_PASSING_CODES = frozenset({2, 4, 8, 13, 14, 15})
+_MAYBE_FORWARDED = frozenset({408, 499})
+_HTML = "an HTML page"
+_STATUS_PREFIX = "ALTERNATIVE_STATUS_"
+_STATUSES = ("UNSPECIFIED", "PARTIAL", "TRUNCATED_FINAL", "FINAL", "CONTENT_FILTER", "TOOL_CALLS")
+_FINISH_REASONS = {"final": "stop", "truncated_final": "length"}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Who we are: the value of the ``Authorization`` header, and the folder that pays."""
+
+    authorization: str = field(repr=False)
+    folder: str
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must appear in no message."""
+        return self.authorization, self.authorization.partition(" ")[2], self.folder
+
+
+def credentials_from(environ: Mapping[str, str]) -> Credentials:
+    """The credentials the environment holds; an API key before an IAM token.
+
+    Raises:
+        CredentialsRefused: There is no key, or it holds what no key holds.
+        UsageProblem: There is no folder, or it cannot be one.
+    """
+    has_key = environ.get("YC_API_KEY", "").strip() != ""
+    name, scheme = ("YC_API_KEY", "Api-Key") if has_key else ("YC_IAM_TOKEN", "Bearer")
+    key = environ.get(name, "").strip()
+    if not key:
+        raise CredentialsRefused(
+            "no API key: YC_API_KEY and YC_IAM_TOKEN are empty",
+            remedy="README, 'Use it'. To try without an account: batchrun demo",
+        )
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise CredentialsRefused(
+            f"{name} holds a space, a line break or a letter that no key has",
+            remedy=f"copy the key into {name} once more, alone and on one line",
+        )
+    folder = environ.get("YC_FOLDER_ID", "").strip()
+    if not folder:
+        raise UsageProblem("no folder: YC_FOLDER_ID is empty", remedy="set it to the ID of the key's folder (b1g…)")
+    if not _FOLDER.fullmatch(folder):
+        raise UsageProblem(
+            "YC_FOLDER_ID is not the ID of a folder",
+            remedy="an ID looks like b1g…, 20 letters and digits; it is not the folder's name",
+        )
+    return Credentials(f"{scheme} {key}", folder)
+
+
+class Yandex:
+    """The asynchronous mode of text generation.
+
+    Args:
+        endpoint: One base URL for submit and operations; ``None`` means the service's own two hosts.
+        submit_workers: POSTs at the same time.
+    """
+
+    retention_s = 3 * 24 * 3600.0
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        endpoint: str | None = None,
+        submit_workers: int,
+        poll_workers: int,
+        name: str = "yandex",
+    ) -> None:
+        self.name = name
+        base = None if endpoint is None else check_endpoint(endpoint)
+        self._submit_url = f"{SUBMIT_HOST if base is None else base}{SUBMIT_PATH}"
+        self._operations_url = f"{OPERATION_HOST if base is None else base}/operations"
+        self._folder = credentials.folder
+        self._redact = Redactor(credentials.secrets)
+        headers = {"Authorization": credentials.authorization, "x-data-logging-enabled": "false"}
+        self._http = Http(headers, submit_workers=submit_workers, poll_workers=poll_workers)
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.__aexit__(kind, error, trace)
+
+    # --- pure -----------------------------------------------------------------------------------------------
+
+    def build(self, prompt: Prompt, settings: Settings) -> bytes:
+        """The request body: what the record says, then what it leaves open from the settings."""
+        body: JsonObject = {} if prompt.body is None else dict(prompt.body)
+        if prompt.body is None:
+            body["messages"] = [{"role": "user", "text": prompt.text}]
+        if not body.get("modelUri") and not body.get("model_uri"):
+            body["modelUri"] = self._model_uri(settings.model if prompt.model is None else prompt.model)
+        _fill_options(body, prompt, settings)
+        system = settings.system if prompt.system is None else prompt.system
+        messages = body.get("messages")
+        if system and messages and isinstance(messages, list) and not any(map(_is_system, messages)):
+            body["messages"] = [{"role": "system", "text": system}, *messages]
+        return orjson.dumps(body)
+
+    def read(self, body: bytes) -> PollReply:
+        """What an operation says of itself. ``null``, missing and default mean the same everywhere."""
+        return self._read_operation(_parse(body))
+
+    def _model_uri(self, model: str) -> str:
+        return model if "://" in model else f"gpt://{self._folder}/{model}"
+
+    def _read_operation(self, operation: Any) -> PollReply:
+        match operation:
+            case {"done": True, "error": {"code": code} as error} if _integer(code):
+                return Finished(self._failure(_integer(code) or 0, error.get("message")))
+            case {"done": True, "response": {} as response}:
+                return self._read_response(response)
+            case {"done": True}:
+                return Malformed("finished with neither an answer nor an error")
+            case {"id": str()} if not operation.get("done"):
+                return StillRunning()
+            case _:
+                return PollFailed("the reply is not an operation", status=200)
+
+    def _failure(self, code: int, message: Any) -> Failure:
+        kind = {_CANCELLED: "cancelled", _INVALID_ARGUMENT: "invalid_argument"}.get(code, "provider_error")
+        text = self._redact(message) if isinstance(message, str) else ""
+        return Failure(kind, text or "the service gave no reason", code, retryable=code in _PASSING_CODES)
+
+    def _read_response(self, response: JsonObject) -> PollReply:
+        match response.get("alternatives"):
+            case [dict() as alternative, *_]:
+                pass
+            case _:
+                return Malformed("finished without an answer in it")
+        message = alternative.get("message") or {}
+        usage = _usage(response.get("usage"))
+        status = self._status(alternative.get("status"))
+        if status == "content_filter":
+            said = "the service's content filter stopped the answer"
+            return Finished(Failure("content_filter", said, finish_reason=status, usage=usage))
+        if not isinstance(message, dict):
+            return Malformed("the answer holds no message")
+        calls = message.get("toolCallList")
+        if not _is_writable(calls):
+            return Malformed("the tool calls are nested too deep")
+        text = message.get("text")
+        if text is None and calls is None:
+            text = ""
+        if not isinstance(text, str | None):
+            return Malformed("the answer's text is not text")
+        version = response.get("modelVersion")
+        return Finished(
+            Answer(
+                text=text,
+                finish_reason=_FINISH_REASONS.get(status, status),
+                usage=usage,
+                model_version=version if isinstance(version, str) and version else None,
+                json=calls,
+            )
+        )
+
+    def _status(self, status: Any) -> str:
+        """The status in lower case, without its prefix; enums come by name or by number."""
+        number = 0 if status is None else _integer(status)
+        if number is not None:
+            return _STATUSES[number].lower() if 0 <= number < len(_STATUSES) else str(number)
+        name = self._redact(status) if isinstance(status, str) else ""
+        return name.removeprefix(_STATUS_PREFIX).lower()[:64] or "unspecified"
+
+    # --- on the wire ----------------------------------------------------------------------------------------
+
+    async def submit(self, body: bytes, request_id: str) -> SubmitReply:
+        """POST the body once."""
+        headers = {"Content-Type": "application/json", "x-client-request-id": request_id}
+        match await self._http.post(self._submit_url, body, headers):
+            case NothingLeft(reason):
+                return Unreachable(reason)
+            case MayHaveLeft(reason):
+                return Ambiguous(reason)
+            case Oversize(max_bytes=max_bytes):
+                return Ambiguous(f"the reply is longer than {max_bytes} bytes")
+            case Reply(status, answer, wait_s):
+                return self._read_submitted(status, answer, wait_s)
+
+    def _read_submitted(self, status: int, body: bytes, wait_s: float) -> SubmitReply:
+        if 200 <= status < 300:
+            match _parse(body):
+                case {"id": str(operation_id)} if _OPERATION_ID.fullmatch(operation_id):
+                    return Accepted(operation_id)
+            beginning = self._redact(body[:512].decode(errors="replace"))
+            log.warning("submit_reply_unreadable", extra={"status": status, "body": beginning})
+            return Ambiguous(f"HTTP {status} without an operation ID")
+        if status == 501 or (300 <= status < 500 and status not in _MAYBE_FORWARDED):
+            code, message = self._read_error(body)
+            return Refused(status, message, code, wait_s)
+        return Ambiguous(f"HTTP {status}")  # a gateway may have forwarded it
+
+    async def poll(self, operation_id: str) -> PollReply:
+        """GET the operation once."""
+        if not _OPERATION_ID.fullmatch(operation_id):
+            return Malformed("the operation ID in the ledger cannot be one of the service")
+        match await self._http.get(f"{self._operations_url}/{operation_id}"):
+            case NothingLeft(reason) | MayHaveLeft(reason):
+                return PollFailed(reason)
+            case Oversize(200, max_bytes):
+                return Finished(Failure("oversize", f"the answer is longer than {max_bytes} bytes"))
+            case Oversize(status):
+                return PollFailed("an oversize error page", status)
+            case Reply(200, body, _):
+                operation = _parse(body)
+                if isinstance(operation, dict) and operation.get("id") not in (None, operation_id):
+                    return Malformed("the reply is about another operation")
+                return self._read_operation(operation)
+            case Reply(404, body) if _plain(body) != _HTML:  # a page comes from a proxy, which knows no operations
+                return NotFound()
+            case Reply(status, body, wait_s):
+                return PollFailed(self._read_error(body)[1], status, wait_s)
+
+    def _read_error(self, body: bytes) -> tuple[int | None, str]:
+        code, message = read_error(body)
+        return code, self._redact(message)
+
+
+def read_error(body: bytes) -> tuple[int | None, str]:
+    """The gRPC code and the message (not yet redacted) of an error body, in any of the shapes met."""
+    document = _parse(body)
+    match document:
+        case {"error": {} as error}:  # A, of the streaming calls; OpenAI's has no grpcCode
+            code, message = error.get("grpcCode"), error.get("message")
+        case {"error": str(text)}:  # B: `message` repeats it
+            code, message = document.get("code"), text
+        case {}:  # C, everywhere else
+            code, message = document.get("code"), document.get("message")
+        case _:
+            code, message = None, _plain(body)
+    return _integer(code), message if isinstance(message, str) and message else "no reason given"
+
+
+def _plain(body: bytes) -> str:
+    """What a proxy says; a page is not quoted."""
+    text = body[:8192].decode(errors="replace").strip().lstrip("\ufeff")
+    return _HTML if text.startswith("<") else text
+
+
+def _fill_options(body: JsonObject, prompt: Prompt, settings: Settings) -> None:
+    """Temperature and length limit, where the body has none under either spelling."""
+    temperature = settings.temperature if prompt.temperature is None else prompt.temperature
+    max_tokens = settings.max_tokens if prompt.max_tokens is None else prompt.max_tokens
+    where = "completionOptions" if body.get("completion_options") is None else "completion_options"
+    given = body.get(where)
+    options = {} if given is None else given
+    if not isinstance(options, dict):
+        return  # the service will say what is wrong with it
+    wanted: JsonObject = {}
+    if temperature is not None and options.get("temperature") is None:
+        wanted["temperature"] = temperature
+    if max_tokens is not None and options.get("maxTokens") is None and options.get("max_tokens") is None:
+        wanted["maxTokens"] = str(max_tokens)
+    if wanted:
+        body[where] = options | wanted
+
+
+def _is_system(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") == "system"
+
+
+def _is_writable(value: Any) -> bool:
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _usage(usage: Any) -> Usage:
+    if not isinstance(usage, dict):
+        return Usage()
+    details = usage.get("completionTokensDetails")
+    return Usage(
+        input_tokens=_count(usage.get("inputTextTokens")),
+        output_tokens=_count(usage.get("completionTokens")),
+        reasoning_tokens=_count(details.get("reasoningTokens")) if isinstance(details, dict) else None,
+        total_tokens=_count(usage.get("totalTokens")),
+    )
+
+
+def _count(value: Any) -> int | None:
+    number = 0 if value is None else _integer(value)
+    return None if number is None or number < 0 else number
+
+
+def _integer(value: Any) -> int | None:
+    """An int64 as JSON may carry it: a number, or a string of digits."""
+    match value:
+        case bool():
+            return None
+        case int():
+            return value
+        case float() if value.is_integer():
+            return int(value)
+        case str() if re.fullmatch(r"-?[0-9]{1,19}", value):
+            return int(value)
+        case _:
+            return None
+
+
+def _parse(body: bytes) -> Any:
+    """The JSON in these bytes, or ``None``.
+
+    Broken characters (half a surrogate pair, bad UTF-8) become U+FFFD: a paid answer is worth reading.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        text = json.dumps(json.loads(body.decode(errors="replace"), strict=False), ensure_ascii=False)
+        return orjson.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    except (ValueError, RecursionError):
+        return None

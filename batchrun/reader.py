@@ -1,0 +1,201 @@
+"""Input file -> records still to be sent, into the bounded submit queue."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+
+import aiofiles
+
+from batchrun.channel import Channel
+from batchrun.check import BLOCK_BYTES, TOO_LONG, Source, prefix_digest
+from batchrun.errors import InputProblem
+from batchrun.inputs import BadLine, Line, LineSplitter, digest, is_blank, parse
+from batchrun.log import event
+from batchrun.record import Failure, Place, Record, State
+from batchrun.stop import Stop
+from batchrun.storage.ledger import Ledger
+from batchrun.storage.thread import Storage
+
+
+class Backlog:
+    """What was read and is not settled. While any of it is left, a record may still come back to be sent again."""
+
+    def __init__(self, counts: Mapping[State, int]) -> None:
+        """``counts``: what the ledger says at the start."""
+        self.counts = dict(counts)
+        self.unsettled = counts[State.OPEN]
+        self._returned: deque[int] = deque()
+        self._unsent: dict[int, int] = {}
+        self._changed = asyncio.Event()
+        self._ended = False
+
+    def end(self) -> None:
+        """The run stops: nothing is waited for any more."""
+        self._ended = True
+        self._changed.set()
+
+    # --- for the reader ---
+
+    def read(self, record: Record) -> None:
+        """A record goes into the submit queue."""
+        self.unsettled += 1
+        if record.seq is None:
+            self._unsent[record.place.offset] = record.place.line
+
+    def take_returned(self) -> int | None:
+        """The row of a record that is to be sent again."""
+        if not self._returned:
+            return None
+        self.unsettled -= 1
+        return self._returned.popleft()
+
+    async def wait_for_returned(self) -> int | None:
+        """The same, but waits while one may still come; None once all is settled."""
+        while not self._returned and self.unsettled and not self._ended:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.take_returned()
+
+    def low_water(self, line: int, offset: int) -> tuple[int, int]:
+        """(line, offset) before which every line has a row, when the reader is about to read this one."""
+        first = next(iter(self._unsent.items()), None)
+        return (line, offset) if first is None else (first[1], first[0])
+
+    # --- for the submitter and the tracker ---
+
+    def has_row(self, record: Record) -> None:
+        """The ledger knows the record: a restart finds it there."""
+        self._unsent.pop(record.place.offset, None)
+
+    def settled(self, state: State) -> None:
+        """A record has reached this state and will not come back."""
+        self.counts[state] += 1
+        self.unsettled -= 1
+        self._changed.set()
+
+    def give_back(self, seq: int, after_s: float) -> None:
+        """A record is NEW again and shall be sent after so many seconds."""
+        asyncio.get_running_loop().call_later(after_s, self._return, seq)
+
+    def _return(self, seq: int) -> None:
+        self._returned.append(seq)
+        self._changed.set()
+
+
+class Reader:
+    """Reads what has no row yet, and again what comes back. Holds no more than a block and one record."""
+
+    def __init__(self, source: Source, storage: Storage, backlog: Backlog, stop: Stop) -> None:
+        self._source = source
+        self._storage = storage
+        self._backlog = backlog
+        self._stop = stop
+        self._position = source.first_line, source.first_offset
+        self._seen = (source.checked or (0, 0, 0, b""))[:3]
+
+    async def run(self, out: Channel[Record]) -> None:
+        """Put every record still to be sent into the channel, and close it when none can come any more."""
+        try:
+            async for record in self._records():
+                self._backlog.read(record)
+                if not await out.put(record, record.place.length):
+                    return
+        except InputProblem as problem:
+            self._stop.request(problem)
+        finally:
+            out.close(discard=self._stop.is_requested)
+
+    async def _records(self) -> AsyncIterator[Record]:
+        for seq in await self._storage.do(Ledger.seqs_to_send, self._source.end):
+            yield await self._again(seq)
+        async for line in self._lines_without_row():
+            while (returned := self._backlog.take_returned()) is not None:
+                yield await self._again(returned)
+            record = await self._record(line)
+            if record is not None:
+                yield record
+        while (returned := await self._backlog.wait_for_returned()) is not None:
+            yield await self._again(returned)
+        await self._save_low_water()
+
+    async def _again(self, seq: int) -> Record:
+        """A record that has a row, read again from its place."""
+        row = await self._storage.do(Ledger.row, seq)
+        raw = os.pread(self._source.fd, row.place.length, row.place.offset)
+        if digest(raw) != row.digest:
+            raise self._changed()
+        parsed = parse(raw)
+        return Record(row.place, parsed.id, row.digest, parsed.prompt, parsed.meta, row.seq)
+
+    async def _lines_without_row(self) -> AsyncIterator[Line]:
+        known_until = await self._storage.do(Ledger.last_line)
+        async for lines in self._blocks():
+            known: set[int] = set()
+            if lines and lines[0].number <= known_until:
+                known = await self._storage.do(Ledger.lines_known, lines[0].number, lines[-1].number)
+            for line in lines:
+                if line.number not in known and (line.too_long or not is_blank(line.raw)):
+                    yield line
+            await self._save_low_water()
+
+    async def _save_low_water(self) -> None:
+        await self._storage.do(Ledger.save_low_water, *self._backlog.low_water(*self._position))
+
+    async def _blocks(self) -> AsyncIterator[list[Line]]:
+        """The lines of each block; ``_position`` is where the reader goes on after them."""
+        source = self._source
+        splitter = LineSplitter(offset=source.first_offset, number=source.first_line)
+        at = source.first_offset
+        async with aiofiles.open(source.fd, "rb", buffering=0, closefd=False) as file:
+            await file.seek(at)
+            while at < source.end and not self._stop.is_requested:
+                block = await file.read(min(BLOCK_BYTES, source.end - at))
+                await self._check_unchanged()
+                if not block:
+                    raise self._changed()
+                at += len(block)
+                lines = splitter.feed(block)
+                self._position = splitter.position
+                yield lines
+            if not self._stop.is_requested:
+                lines = splitter.end()
+                self._position = splitter.position
+                yield lines
+
+    async def _record(self, line: Line) -> Record | None:
+        """The record of a line; a bad one is written off at once."""
+        place = Place(line.number, line.offset, len(line.raw))
+        try:
+            if line.too_long:
+                raise BadLine(TOO_LONG)
+            parsed = parse(line.raw)
+        except BadLine as bad:
+            failure = Failure("bad_input", str(bad))
+            await self._storage.do(Ledger.refuse_line, place, digest(line.raw), failure, time.time())
+            self._backlog.counts[State.FAILED] += 1
+            return None
+        return Record(place, parsed.id, digest(line.raw), parsed.prompt, parsed.meta)
+
+    async def _check_unchanged(self) -> None:
+        """An input that only grew is read as far as it was checked; any other change ends the run."""
+        if self._source.checked is None:
+            return
+        found = os.fstat(self._source.fd)
+        now = (found.st_ino, found.st_mtime_ns, found.st_size)
+        if now == self._seen:
+            return
+        *_, size, known = self._source.checked
+        if found.st_size < size or await asyncio.to_thread(prefix_digest, self._source.fd, size) != known:
+            raise self._changed()
+        self._seen = now
+        event("input_grew", bytes=found.st_size - size)
+
+    def _changed(self) -> InputProblem:
+        return InputProblem(
+            f"{self._source.path} was changed while it was read; what was sent is safe",
+            remedy="run again when the file is at rest",
+        )

@@ -1,0 +1,362 @@
+"""Everything between the start and the first POST, in order. Every start is a resume, and each step may be killed.
+
+0. Take both locks.  1. Is the output still what the ledger wrote?  2.-3. Keep the whole lines of its tail, put the rest
+aside.  4. One closing commit.  5. Same settings?  6. Same input?  Only then may anything be sent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import orjson
+
+import batchrun
+from batchrun.check import Source, check_input, offset_after
+from batchrun.config import JobConfig
+from batchrun.errors import InputProblem, UsageProblem
+from batchrun.log import event
+from batchrun.record import Settings, State, Usage, after_crash
+from batchrun.storage.inventory import Conflict, Inventory
+from batchrun.storage.jobdir import AlreadyRunning, JobDir, JobPaths
+from batchrun.storage.ledger import Ledger, Row, Written
+from batchrun.storage.results import Results, full_disk, lines_of
+
+SUBMISSIONS_KEPT_S = 2 * 3600
+
+
+@dataclass(slots=True)
+class Recovered:
+    """A job whose files agree with one another. Leaving it empties the ledger's log and lets go of every file."""
+
+    jobdir: JobDir
+    ledger: Ledger
+    results: Results
+    source: Source
+    run_id: int
+    has_work: bool
+
+
+@contextmanager
+def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
+    """Bring the job into a state from which it is safe to send.
+
+    Raises:
+        BatchrunError: nothing was sent, and what it names must be seen to first.
+    """
+    with ExitStack() as held:
+        input_fd = open_input(config.input, config.paths)
+        held.callback(os.close, input_fd)
+        jobdir = JobDir.take(config.paths)
+        if config.new_run:
+            jobdir = start_over(jobdir, now)
+        held.callback(jobdir.release)
+        ledger = held.enter_context(closing(Ledger.open(jobdir.make_ledger_file())))
+        is_new = not ledger.exists()
+        if is_new:
+            refuse_foreign_files(config.paths)
+            job_id = uuid.uuid4().hex[:8]
+            ledger.create(job_id=job_id, input_path=str(config.input), settings=config.settings, now=now)
+        results = None if is_new else held.enter_context(closing(open_output(ledger, config.paths)))
+        run_id = close_the_books(ledger, results, jobdir, config, now)
+        settle_settings(ledger, config)
+        source = settle_input(ledger, input_fd, config)
+        if results is None:
+            results = held.enter_context(closing(make_output(config.paths)))
+        results.end = ledger.job().out_committed
+        yield Recovered(jobdir, ledger, results, source, run_id, _has_work(ledger, source))
+        ledger.checkpoint()
+
+
+def _has_work(ledger: Ledger, source: Source) -> bool:
+    return source.first_offset < source.end or any(
+        row["state"] in (State.NEW, State.INTENT, State.OPEN) for row in ledger.tally()
+    )
+
+
+# --- 0: the files and the locks ---
+
+
+def open_input(path: Path, paths: JobPaths) -> int:
+    """Open the input. It must be a regular file, and none of the job's own."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _no_input(path, error) from error
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(fd)
+        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+        raise UsageProblem(f"{path} is {kind}", remedy="name a file with one record per line")
+    for own in (paths.output, paths.failures, paths.ledger, paths.emulator_journal):
+        if own.exists() and os.path.samestat(own.stat(), found):
+            os.close(fd)
+            raise UsageProblem(f"{own} would be written over the input", remedy="choose another -o")
+    return fd
+
+
+def _no_input(path: Path, error: OSError) -> UsageProblem:
+    remedy = "name the file with the records"
+    if isinstance(error, FileNotFoundError) and path.parent.is_dir():
+        alike = sorted(other.name for other in path.parent.glob(f"{path.stem}.*") if other.is_file())
+        remedy = f"this folder has {', '.join(alike[:3])}" if alike else remedy
+    reason = "no such file" if isinstance(error, FileNotFoundError) else os.strerror(error.errno or 0)
+    return UsageProblem(f"{path}: {reason}", remedy=remedy)
+
+
+def start_over(jobdir: JobDir, now: float) -> JobDir:
+    """--new-run: the old job keeps its files under a dated name, and this one begins with none."""
+    if jobdir.paths.output.exists():
+        _lock_output(jobdir.paths, create=False).close()
+    suffix = jobdir.put_aside(now)
+    event("put_aside", suffix=suffix)
+    fresh = JobDir.take(jobdir.paths)
+    jobdir.release()
+    return fresh
+
+
+def refuse_foreign_files(paths: JobPaths) -> None:
+    """A new job must not write into files that it did not make."""
+    for path in (paths.output, paths.failures):
+        if path.exists() and (path.stat().st_size or not path.is_file()):
+            raise InputProblem(
+                f"{path} is there already, and no ledger that knows it ({paths.state})",
+                remedy="choose another -o, or --new-run to put it aside under a dated name",
+            )
+
+
+def open_output(ledger: Ledger, paths: JobPaths) -> Results:
+    """Step 1: the output must be at least what the ledger says, and end as it says."""
+    job = ledger.job()
+    if not os.path.lexists(paths.output):
+        if job.out_committed:
+            raise _output_changed(paths, "is gone", ledger)
+        return make_output(paths)
+    results = _lock_output(paths, create=False)
+    if results.size() < job.out_committed:
+        raise _output_changed(paths, "is shorter than it was", ledger)
+    if job.out_last_seq is not None:
+        written = ledger.row(job.out_last_seq).written
+        if written is None or not results.matches(written):
+            raise _output_changed(paths, "was edited", ledger)
+    return results
+
+
+def make_output(paths: JobPaths) -> Results:
+    """An empty output, its name durable; an empty file that is there already will do."""
+    return _lock_output(paths, create=not os.path.lexists(paths.output))
+
+
+def _lock_output(paths: JobPaths, *, create: bool) -> Results:
+    try:
+        return Results.open(paths.output, create=create)
+    except (BlockingIOError, FileExistsError) as error:
+        raise AlreadyRunning(paths.output, {}) from error
+    except OSError as error:
+        raise full_disk(paths.output, error) from error
+
+
+def _output_changed(paths: JobPaths, how: str, ledger: Ledger) -> InputProblem:
+    done = sum(row["records"] for row in ledger.tally() if row["state"] == State.DONE)
+    return InputProblem(
+        f"{paths.output} {how}, but its job has {done:,} paid answers",
+        remedy="put the file back as it was, or --new-run, which pays for everything again",
+    )
+
+
+# --- 2 to 4: the tail and the closing commit ---
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A whole line found behind the last commit: its answer need not be fetched again."""
+
+    row: Row
+    written: Written
+    usage: Usage
+
+
+def close_the_books(ledger: Ledger, results: Results | None, jobdir: JobDir, config: JobConfig, now: float) -> int:
+    """Adopt the tail, end every INTENT, and commit even if nothing changed. Returns the new run's number.
+
+    The commit is never left out: rows of a killed process may be visible and not durable, and acting on them before a
+    sync would bring silent second payments back. The checkpoint writes their pages anew for the same reason.
+    """
+    last_run = ledger.last_run()
+    if last_run is not None and last_run.ended_at is None:
+        ledger.check()
+    kept: list[Kept] = []
+    cut = 0
+    if results is not None:
+        start = ledger.job().out_committed
+        kept, end = walk_tail(ledger, results, start)
+        if results.size() > start:
+            cut = _mend(results, start, end, jobdir, now)
+    with ledger.transaction():
+        for line in kept:
+            ledger.record_done(line.row.seq, line.row.operation_id or "", line.written, line.usage, now)
+        if kept:
+            last = kept[-1]
+            ledger.save_out_committed(last.written.offset + last.written.length, last.row.seq)
+        lost = ledger.move_all(State.INTENT, after_crash(config.on_ambiguous), now)
+        ledger.forget_submissions(now - SUBMISSIONS_KEPT_S)
+        epoch = ledger.next_epoch()
+        run_id = ledger.begin_run(batchrun.__version__, now)
+    ledger.checkpoint()
+    event("recovered", epoch=epoch, lines_kept=len(kept), bytes_cut=cut, replies_lost=lost)
+    return run_id
+
+
+def _mend(results: Results, start: int, end: int, jobdir: JobDir, now: float) -> int:
+    try:
+        return results.keep_until(start, end, jobdir.new_quarantine(now))
+    except OSError as error:
+        raise full_disk(results.path, error) from error
+
+
+def walk_tail(ledger: Ledger, results: Results, start: int) -> tuple[list[Kept], int]:
+    """The lines from ``start`` that are whole, belong to an OPEN operation, and come first; and where they end.
+
+    After a power cut the tail may hold zeros or old bytes, so the walk stops at the first line that is not right.
+    """
+    kept: list[Kept] = []
+    seen: set[int] = set()
+    end = start
+    for offset, data in lines_of(results.fd, start):
+        line = _adoptable(ledger, data, offset)
+        if line is None or line.row.seq in seen:
+            break
+        seen.add(line.row.seq)
+        kept.append(line)
+        end = offset + len(data)
+    return kept, end
+
+
+def _adoptable(ledger: Ledger, data: bytes, offset: int) -> Kept | None:
+    if not data.endswith(b"\n"):
+        return None
+    try:
+        result = orjson.loads(data)
+        operation_id, line = str(result["operation_id"]), result["line"]
+        usage = Usage(*(result["usage"][name] for name in ("input_tokens", "output_tokens")))
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+    row = ledger.row_of_operation(operation_id)
+    if row is None or row.state is not State.OPEN or row.operation_id != operation_id or row.place.line != line:
+        return None
+    return Kept(row, Results.place(data, offset), usage)
+
+
+# --- 5: the settings ---
+
+
+def settle_settings(ledger: Ledger, config: JobConfig) -> None:
+    """Other settings give other answers: they are pinned by the first acceptance, and free until then."""
+    job = ledger.job()
+    if job.settings_digest == config.settings.digest():
+        return
+    if ledger.has_operations():
+        raise InputProblem(
+            f"{config.paths.output} was made with {_difference(json.loads(job.settings), config.settings)}",
+            remedy="another -o keeps both; --new-run starts over and pays again",
+        )
+    with ledger.transaction():
+        ledger.save_settings(config.settings)
+        ledger.reopen_refused()
+
+
+def _difference(before: dict[str, object], now: Settings) -> str:
+    changed = [(name, before.get(name), value) for name, value in asdict(now).items() if before.get(name) != value]
+    words = []
+    for name, old, new in changed:
+        if name == "system":
+            words.append("another system message")
+        else:
+            words.append(f"{name} {_shown(old)}, now {_shown(new)}")
+    return "; ".join(words)
+
+
+def _shown(value: object) -> str:
+    return "not set" if value is None else str(value)
+
+
+# --- 6: the input ---
+
+
+def settle_input(ledger: Ledger, fd: int, config: JobConfig) -> Source:
+    """Check the input and hold it against the ledger, unless it is the very file of the last complete check."""
+    job = ledger.job()
+    found = os.fstat(fd)
+    known = (job.input_inode, job.input_mtime_ns, job.input_size)
+    if known != (found.st_ino, found.st_mtime_ns, found.st_size):
+        source = _check(ledger, fd, found, config)
+    else:
+        digest = job.input_digest or b""
+        source = Source(
+            config.input,
+            fd,
+            end=found.st_size,
+            records=job.input_records,
+            checked=(found.st_ino, found.st_mtime_ns, found.st_size, digest),
+            first_line=job.low_water_line,
+            first_offset=job.low_water_offset,
+        )
+    if config.limit is not None and source.records is not None:
+        end = offset_after(fd, source.end, config.limit)
+        source = replace(source, end=end, records=min(source.records, config.limit))
+    return source
+
+
+def _check(ledger: Ledger, fd: int, found: os.stat_result, config: JobConfig) -> Source:
+    has_rows = ledger.last_line() > 0
+    inventory = Inventory(ledger)
+    try:
+        checked = check_input(
+            config.input, fd, inventory, limit=None if has_rows else config.limit, strict=config.strict
+        )
+        with ledger.transaction():
+            if has_rows:
+                ledger.forget_bad_lines()
+                conflicts, count = inventory.conflicts()
+                if conflicts:
+                    raise _input_changed(config.input, conflicts, count)
+                inventory.adopt(ledger)
+            ledger.save_low_water(1, 0)
+            if checked.whole:
+                ledger.save_input(
+                    str(config.input),
+                    inode=found.st_ino,
+                    mtime_ns=found.st_mtime_ns,
+                    size=found.st_size,
+                    digest=checked.digest,
+                    records=checked.records,
+                )
+    finally:
+        inventory.close()
+    event(
+        "input_checked",
+        records=checked.records,
+        bad=checked.bad,
+        bytes=checked.end,
+        matched_by="line" if checked.without_id else "id",
+    )
+    identity = (found.st_ino, found.st_mtime_ns, found.st_size, checked.digest) if checked.whole else None
+    return Source(config.input, fd, end=checked.end, records=checked.records, checked=identity)
+
+
+def _input_changed(path: Path, conflicts: list[Conflict], count: int) -> InputProblem:
+    first = [
+        f"{path}:{conflict.was}: " + ("gone since it was sent" if conflict.now is None else "changed since it was sent")
+        for conflict in conflicts
+    ]
+    more = [f"… and {count - len(first):,} more"] if count > len(first) else []
+    return InputProblem(
+        "\n".join(first + more),
+        remedy="put these lines back as they were, or use another -o; appended lines are welcome",
+    )

@@ -1,0 +1,87 @@
+"""How a run ends before its job does: nothing new is sent, replies on their way are awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from batchrun.errors import BatchrunError, Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stop:
+    """Asked for once, seen by every stage. ``error`` is the reason that decides the exit code."""
+
+    def __init__(self) -> None:
+        self.error: BatchrunError | None = None
+        self.requested = asyncio.Event()
+        self.hurried = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._sleepers: set[asyncio.Future[None]] = set()
+
+    def request(self, error: BatchrunError) -> None:
+        """Begin to stop; the first reason stands."""
+        if self.error is None:
+            self.error = error
+            self.requested.set()
+            for sleeper in self._sleepers:
+                if not sleeper.done():
+                    sleeper.set_result(None)
+
+    def on_signal(self, number: int) -> None:
+        """The first signal asks to end well, the next to leave at once."""
+        self._loop.call_soon_threadsafe(self._signalled, number)
+
+    def _signalled(self, number: int) -> None:
+        if isinstance(self.error, Interrupted):
+            self.hurried.set()
+        self.request(Interrupted(number))
+
+    @property
+    def is_requested(self) -> bool:
+        return self.error is not None
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep so long, or until the stop is requested."""
+        if self.is_requested:
+            return
+        loop = asyncio.get_running_loop()
+        sleeper: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(seconds, _wake, sleeper)
+        self._sleepers.add(sleeper)
+        try:
+            await sleeper
+        finally:
+            timer.cancel()
+            self._sleepers.discard(sleeper)
+
+
+def _wake(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)
+
+
+@contextmanager
+def on_signals(act: Callable[[int], None]) -> Iterator[None]:
+    """Let SIGINT, SIGTERM and SIGHUP do this instead. One that is ignored (``nohup``) stays ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        act(number)
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    changed = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in changed:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, before[number])

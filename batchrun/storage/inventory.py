@@ -1,0 +1,87 @@
+"""What the input holds now, beside what the ledger knows: SQL over two temporary tables, in bounded memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from batchrun.inputs import identity
+from batchrun.storage.ledger import QUERIES, Ledger
+
+
+class Entry(NamedTuple):
+    """One record of the input. ``identity`` is the text under which ids are compared, ``None`` for none."""
+
+    line: int
+    offset: int
+    length: int
+    identity: str | None
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """The first identity that stands on two lines; ``repeats`` counts every further occurrence of any."""
+
+    identity: str
+    first_line: int
+    again_line: int
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A row whose input line (``was``) is gone (``now`` is None) or changed after something was paid for it."""
+
+    was: int
+    now: int | None
+
+
+class Inventory:
+    """A census of the input, kept in the ledger's connection and dropped by ``close``."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._db = ledger.connection
+        self._db.create_function("identity", 1, _identity_of_json, deterministic=True)
+        self.close()
+        self._db.execute(QUERIES["create_inventory"])
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        self._db.execute("BEGIN")
+        self._db.executemany(QUERIES["add_to_inventory"], entries)
+        self._db.execute("COMMIT")
+
+    def repeated(self) -> Repeated | None:
+        raw = self._db.execute(QUERIES["repeated_identity"]).fetchone()
+        return None if raw is None else Repeated(*raw)
+
+    def every_record_has_an_id(self) -> bool:
+        """True where rows may be matched by id, whatever the order of the lines."""
+        in_input, in_ledger = self._db.execute(QUERIES["records_without_id"]).fetchone()
+        return not in_input and not in_ledger
+
+    def conflicts(self) -> tuple[list[Conflict], int]:
+        """Match every row with its line; the first conflicts, and how many there are."""
+        if self.every_record_has_an_id():
+            self._db.execute(QUERIES["index_inventory"])
+            self._db.execute(QUERIES["match_by_id"])
+        else:
+            self._db.execute(QUERIES["match_by_line"])
+        found = self._db.execute(QUERIES["conflicts"]).fetchall()
+        return [Conflict(raw["was"], raw["line"]) for raw in found], found[0]["conflicts"] if found else 0
+
+    def adopt(self, ledger: Ledger) -> None:
+        """Let the ledger follow the input: places, and FAILED rows whose line was repaired. Inside a transaction."""
+        for (seq,) in self._db.execute(QUERIES["repaired_rows"]).fetchall():
+            ledger.reopen(seq)
+        self._db.execute(QUERIES["adopt_places"])
+
+    def close(self) -> None:
+        self._db.execute(QUERIES["drop_matched"])
+        self._db.execute(QUERIES["drop_inventory"])
+
+
+def _identity_of_json(id_json: str | None) -> str | None:
+    return None if id_json is None else identity(json.loads(id_json))

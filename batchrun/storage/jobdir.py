@@ -1,0 +1,214 @@
+"""A job's places on disk: names, locks, and the checks before anything is trusted."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import socket
+import stat
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Self
+
+from batchrun.errors import DiskProblem, TryLater
+from batchrun.storage.results import sync_directory
+
+NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "9p2000", "fuse.sshfs", "fuse.rclone"})
+
+
+class AlreadyRunning(TryLater):
+    """Another process works on this job. ``since`` is its start in Unix seconds, where it could be read."""
+
+    def __init__(self, output: Path, holder: dict[str, object]) -> None:
+        self.since = holder.get("started_at")
+        who = f" by process {holder['pid']} on {holder['host']}" if "pid" in holder else " by another run"
+        when = ""
+        if isinstance(self.since, int | float):
+            when = f" since {datetime.fromtimestamp(self.since):%H:%M}"
+        super().__init__(f"`{output}` is in use{who}{when}", remedy=f"wait for it, or: batchrun status {output}")
+
+
+@dataclass(frozen=True, slots=True)
+class JobPaths:
+    """Every path of a job, from the one the user gave."""
+
+    output: Path
+    failures: Path
+    state: Path
+
+    @classmethod
+    def of(cls, output: Path, state_dir: Path | None = None) -> Self:
+        stem = re.sub(r"\.(gz|zst)$", "", output.name)
+        stem = re.sub(r"\.(jsonl|ndjson|json)$", "", stem)
+        state = state_dir or output.with_name(f"{output.name}.batchrun")
+        return cls(output, output.with_name(f"{stem}.errors.ndjson"), state)
+
+    @property
+    def ledger(self) -> Path:
+        return self.state / "ledger.db"
+
+    @property
+    def lock(self) -> Path:
+        return self.state / "lock"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.state / "quarantine"
+
+    @property
+    def emulator_journal(self) -> Path:
+        return self.state / "emulator.jsonl"
+
+
+class JobDir:
+    """The locked state directory. The lock file is never deleted: a deleted lock can be held twice."""
+
+    def __init__(self, paths: JobPaths, lock_fd: int) -> None:
+        self.paths = paths
+        self._lock_fd = lock_fd
+
+    @classmethod
+    def take(cls, paths: JobPaths) -> Self:
+        """Make the directory if need be, check it, and lock it.
+
+        Raises:
+            AlreadyRunning: another process holds the lock.
+            DiskProblem: it cannot be made, or cannot be trusted.
+        """
+        _make_private_directory(paths.state)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            fd = os.open(paths.lock, flags, 0o600)
+        except OSError as error:
+            raise _cannot(paths.lock, error) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = read_holder(paths)
+            os.close(fd)
+            raise AlreadyRunning(paths.output, holder) from error
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "started_at": int(time.time())}
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(holder).encode(), 0)
+        return cls(paths, fd)
+
+    def make_ledger_file(self) -> Path:
+        """The ledger's file, with its mode before SQLite writes to it (its log inherits the mode)."""
+        path = self.paths.ledger
+        for name in (path, path.with_name("ledger.db-wal"), path.with_name("ledger.db-shm")):
+            if os.path.lexists(name) and not stat.S_ISREG(os.lstat(name).st_mode):
+                raise DiskProblem(f"`{name}` is not a plain file", remedy="move it away")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        os.close(fd)
+        sync_directory(self.paths.state)
+        return path
+
+    def new_quarantine(self, now: float) -> Path:
+        """A fresh name for bytes cut from the output."""
+        _make_private_directory(self.paths.quarantine)
+        stamp = datetime.fromtimestamp(now).strftime("%Y%m%dT%H%M%S")
+        taken = len(os.listdir(self.paths.quarantine))
+        return self.paths.quarantine / f"{stamp}-{taken}"
+
+    def put_aside(self, now: float) -> str:
+        """Rename output, failures and state directory, all with one dated suffix; returns the suffix.
+
+        The state directory goes last: until then the next start sees a job whose output is gone, and says so.
+        """
+        suffix = datetime.fromtimestamp(now).strftime(".%Y%m%dT%H%M%S")
+        while any(os.path.lexists(f"{path}{suffix}") for path in self._all()):
+            suffix += "+"
+        for path in self._all():
+            if os.path.lexists(path):
+                os.rename(path, f"{path}{suffix}")
+                sync_directory(path.parent)
+        return suffix
+
+    def _all(self) -> tuple[Path, ...]:
+        return self.paths.output, self.paths.failures, self.paths.state
+
+    def release(self) -> None:
+        os.close(self._lock_fd)
+
+
+def read_holder(paths: JobPaths) -> dict[str, object]:
+    """Who says to hold the lock; empty if it cannot be read."""
+    try:
+        holder = json.loads(paths.lock.read_bytes()[:1000])
+        return holder if isinstance(holder, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def is_locked(paths: JobPaths) -> bool:
+    """Whether a run is at work on this job right now."""
+    try:
+        fd = os.open(paths.lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes an ordinary user may still write where this path is."""
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
+
+
+def _make_private_directory(path: Path) -> None:
+    """Make a 0700 directory, or check the one that is there."""
+    try:
+        _check_parent(path.parent)
+        os.mkdir(path, 0o700)
+        sync_directory(path.parent)
+    except FileExistsError:
+        found = os.lstat(path)
+        if not stat.S_ISDIR(found.st_mode):
+            raise DiskProblem(f"`{path}` is not a directory", remedy="move it away, or --state-dir") from None
+        if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            remedy = f"chmod 700 {path}, if it is yours"
+            raise DiskProblem(f"`{path}` is open to other users", remedy=remedy) from None
+    except OSError as error:
+        raise _cannot(path, error) from error
+
+
+def _check_parent(parent: Path) -> None:
+    mode = parent.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise DiskProblem(f"anyone may rename files in `{parent}`", remedy=f"chmod o-w {parent}, or another folder")
+    kind = file_system_of(parent)
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise DiskProblem(f"`{parent}` is on {kind}; its locks cannot be trusted", remedy="--state-dir on a local disk")
+
+
+def file_system_of(path: Path) -> str:
+    """The type of the mount that holds the path, as Linux names it; empty where there is no mount table."""
+    try:
+        table = Path("/proc/self/mountinfo").read_text()
+    except OSError:
+        return ""
+    wanted = str(path.resolve())
+    best, kind = "", ""
+    for line in table.splitlines():
+        head, _, tail = line.partition(" - ")
+        mount = head.split()[4].encode().decode("unicode_escape")
+        if (wanted == mount or wanted.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(best):
+            best, kind = mount, tail.split()[0]
+    return kind
+
+
+def _cannot(path: Path, error: OSError) -> DiskProblem:
+    return DiskProblem(
+        f"`{path}` cannot be made ({os.strerror(error.errno or 0)})",
+        remedy="choose another place with -o or --state-dir",
+    )

@@ -1,0 +1,454 @@
+"""The ledger: one SQLite file that knows what was sent, what was paid for, and where each answer stands."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from array import array
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+from batchrun.errors import BatchrunError, DiskProblem, InputProblem, UsageProblem
+from batchrun.record import MOVES, Failure, History, Move, Place, Record, Settings, State, Usage
+
+SCHEMA_VERSION = 1
+OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
+PAGE_ROWS = 1000
+
+
+def _sql(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _named_queries() -> dict[str, str]:
+    parts = re.split(r"^-- name: (\w+)\n", _sql("queries.sql"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+QUERIES: Mapping[str, str] = _named_queries()
+
+
+class StateConflict(Exception):
+    """A row was not in the state its move expects: a bug, or two programs at one ledger. The run stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The one row about the job itself. Instants in Unix seconds; ``None`` for what is not known yet."""
+
+    job_id: str
+    epoch: int
+    created_at: float
+    input_path: str
+    settings: str
+    settings_digest: bytes
+    input_inode: int | None
+    input_mtime_ns: int | None
+    input_size: int | None
+    input_digest: bytes | None
+    input_records: int | None
+    out_committed: int
+    out_last_seq: int | None
+    low_water_line: int
+    low_water_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One process that worked on the job. ``ended_at`` is ``None`` while it runs, and for ever if it was killed."""
+
+    run_id: int
+    started_at: float
+    ended_at: float | None
+    exit_code: int | None
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Where a result line stands in the output: bytes from ``offset``, line end included."""
+
+    offset: int
+    length: int
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record as the ledger knows it."""
+
+    seq: int
+    place: Place
+    id: Any
+    digest: bytes
+    state: State
+    history: History
+    operation_id: str | None
+    submitted_at: float | None
+    finished_at: float | None
+    written: Written | None
+    failure: Failure | None
+
+
+def _row(raw: sqlite3.Row) -> Row:
+    return Row(
+        seq=raw["seq"],
+        place=Place(raw["line"], raw["offset"], raw["length"]),
+        id=None if raw["id"] is None else json.loads(raw["id"]),
+        digest=raw["digest"],
+        state=State(raw["state"]),
+        history=History(*(raw[field.name] for field in fields(History))),
+        operation_id=raw["operation_id"],
+        submitted_at=raw["submitted_at"],
+        finished_at=raw["finished_at"],
+        written=None if raw["out_offset"] is None else Written(raw["out_offset"], raw["out_length"], raw["out_crc32"]),
+        failure=None if raw["error"] is None else _failure(json.loads(raw["error"])),
+    )
+
+
+def _failure(raw: dict[str, Any]) -> Failure:
+    return Failure(**{**raw, "usage": Usage(**raw["usage"])})
+
+
+def _dump(failure: Failure | None) -> str | None:
+    return None if failure is None else json.dumps(asdict(failure))
+
+
+class Ledger:
+    """One connection. Every method that writes expects to be inside ``transaction()``."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self.connection = connection
+        self.path = path
+        connection.row_factory = sqlite3.Row
+
+    # --- opening and closing ---
+
+    @classmethod
+    def open(cls, path: Path, *, was_clean: bool | None = None) -> Self:
+        """Open for writing; the caller holds the job's lock and has made the file with its mode.
+
+        Raises:
+            UsageProblem: this SQLite is too old.
+            InputProblem: the ledger was written by a newer batchrun, or is none.
+            DiskProblem: the ledger is damaged.
+        """
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            wanted = ".".join(map(str, OLDEST_SQLITE))
+            raise UsageProblem(
+                f"SQLite {sqlite3.sqlite_version} is too old", remedy=f"batchrun needs {wanted} or newer"
+            )
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        ledger = cls(connection, path)
+        with ledger._translated():
+            connection.execute("PRAGMA trusted_schema = OFF")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA fullfsync = ON")
+            connection.execute("PRAGMA wal_autocheckpoint = 1000")
+            ledger._check_schema()
+        return ledger
+
+    @classmethod
+    def read_only(cls, path: Path) -> Self:
+        """Open beside a live run: short snapshots, never a write or a checkpoint."""
+        uri = f"{path.resolve().as_uri()}?mode=ro"
+        ledger = cls(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5.0), path)
+        with ledger._translated():
+            ledger.connection.execute("PRAGMA trusted_schema = OFF")
+            ledger._check_schema()
+        return ledger
+
+    def _check_schema(self) -> None:
+        version = self.connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            remedy = "use that version, or another -o"
+            raise InputProblem(f"`{self.path}` was written by a newer batchrun", remedy=remedy)
+        wanted = sqlite3.connect(":memory:")
+        wanted.executescript(_sql("schema.sql"))
+        shape = "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%' ORDER BY type, name"
+        found = [tuple(row) for row in self.connection.execute(shape)]
+        if not found and version == 0:
+            return  # a ledger killed in its first moment: create() makes it
+        if found != wanted.execute(shape).fetchall() or version != SCHEMA_VERSION:
+            raise InputProblem(f"`{self.path}` is not a ledger of batchrun", remedy="another -o, or move it away")
+
+    def exists(self) -> bool:
+        """Whether ``create`` has been committed."""
+        return bool(self.connection.execute("PRAGMA user_version").fetchone()[0])
+
+    def create(self, *, job_id: str, input_path: str, settings: Settings, now: float) -> None:
+        """Make the tables and the job's row, in one transaction."""
+        with self.transaction():
+            for statement in _sql("schema.sql").split(";\n"):
+                self.connection.execute(statement)
+            self._execute(
+                "create_job",
+                job_id=job_id,
+                now=now,
+                input_path=input_path,
+                settings=json.dumps(asdict(settings)),
+                settings_digest=settings.digest(),
+            )
+            self.connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def check(self, pragma: str = "quick_check") -> None:
+        """Raise DiskProblem if SQLite finds the file damaged."""
+        with self._translated():
+            verdict = self.connection.execute(f"PRAGMA {pragma}(1)").fetchone()[0]
+        if verdict != "ok":
+            raise DiskProblem(f"the ledger `{self.path}` is damaged", remedy="restore it from a backup, or --new-run")
+
+    def checkpoint(self) -> None:
+        """Write every page of the log into the ledger anew and empty the log."""
+        with self._translated():
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        self.connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything inside is durable when this returns, or none of it."""
+        with self._translated():
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
+                raise
+            self.connection.execute("COMMIT")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise self._problem(error) from error
+
+    def _problem(self, error: sqlite3.DatabaseError) -> BatchrunError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return DiskProblem(f"the ledger `{self.path}` is damaged", remedy="restore it from a backup, or --new-run")
+        name = getattr(error, "sqlite_errorname", "unknown error")
+        remedy = "free some space or mend the disk, then run the same command"
+        return DiskProblem(f"the ledger `{self.path}` cannot be written ({name})", remedy=remedy)
+
+    def _execute(self, query: str, **values: Any) -> sqlite3.Cursor:
+        return self.connection.execute(QUERIES[query], values)
+
+    def _expect_row(self, query: str, **values: Any) -> None:
+        if self._execute(query, **values).fetchone() is None:
+            raise StateConflict(f"{query}: record {values.get('seq')} is not where it should be")
+
+    # --- the job and its runs ---
+
+    def job(self) -> Job:
+        raw = self._execute("job").fetchone()
+        return Job(*(raw[field.name] for field in fields(Job)))
+
+    def begin_run(self, version: str, now: float) -> int:
+        run_id: int = self._execute("begin_run", version=version, now=now).fetchone()[0]
+        return run_id
+
+    def end_run(self, run_id: int, exit_code: int, now: float) -> None:
+        self._execute("end_run", run_id=run_id, exit_code=exit_code, now=now)
+
+    def last_run(self) -> Run | None:
+        raw = self._execute("last_run").fetchone()
+        return None if raw is None else Run(*raw)
+
+    def next_epoch(self) -> int:
+        epoch: int = self._execute("next_epoch").fetchone()[0]
+        return epoch
+
+    def save_settings(self, settings: Settings) -> None:
+        self._execute("save_settings", settings=json.dumps(asdict(settings)), settings_digest=settings.digest())
+
+    def save_low_water(self, line: int, offset: int) -> None:
+        """Every line before this one has a row."""
+        self._execute("save_low_water", line=line, offset=offset)
+
+    def save_input(self, path: str, *, inode: int, mtime_ns: int, size: int, digest: bytes, records: int) -> None:
+        """The input as the last complete check found it."""
+        self._execute(
+            "save_input",
+            input_path=path,
+            inode=inode,
+            mtime_ns=mtime_ns,
+            size=size,
+            digest=digest,
+            records=records,
+        )
+
+    def save_out_committed(self, end: int, last_seq: int) -> None:
+        self._execute("save_out_committed", end=end, seq=last_seq)
+
+    def has_operations(self) -> bool:
+        """Whether the service ever accepted anything: from then on the settings are pinned."""
+        return bool(self._execute("any_operation").fetchone()[0])
+
+    # --- one record's way ---
+
+    def record_intent(self, record: Record, request_id: str, now: float) -> int:
+        """NEW -> INTENT, durable before the POST. Returns the row's ``seq``."""
+        self._execute("count_submission", now=now)
+        if record.seq is not None:
+            self._expect_row("renew_intent", seq=record.seq, request_id=request_id, now=now)
+            return record.seq
+        place = record.place
+        seq: int = self._execute(
+            "insert_intent",
+            line=place.line,
+            offset=place.offset,
+            length=place.length,
+            id=None if record.id is None else json.dumps(record.id),
+            digest=record.digest,
+            request_id=request_id,
+            now=now,
+        ).fetchone()[0]
+        return seq
+
+    def record_operation(self, seq: int, operation_id: str, now: float) -> bool:
+        """INTENT -> OPEN. False, and the record HELD, if another record has this operation already."""
+        if self._execute("insert_operation", operation_id=operation_id, seq=seq, now=now).fetchone() is None:
+            failure = Failure("held", "the service gave it the operation of another record")
+            self.move(seq, State.INTENT, Move(State.HELD, adds_maybe_paid=1, failure=failure), now)
+            return False
+        self._expect_row("record_operation", seq=seq, operation_id=operation_id, now=now)
+        return True
+
+    def move(self, seq: int, origin: State, move: Move, now: float) -> None:
+        """Any move that is neither an acceptance nor a written result."""
+        _check_legal(origin, move.to)
+        usage = Usage() if move.failure is None else move.failure.usage
+        self._expect_row(
+            "move",
+            **_deltas(move),
+            **{"seq": seq, "from": origin, "now": now},
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+        )
+
+    def move_all(self, origin: State, move: Move, now: float) -> int:
+        """Move every record in one state; returns how many there were."""
+        _check_legal(origin, move.to)
+        values = {**_deltas(move), "from": origin, "now": now}
+        return self.connection.execute(QUERIES["move_all"], values).rowcount
+
+    def refuse_line(self, place: Place, digest: bytes, failure: Failure, now: float) -> None:
+        """NEW -> FAILED for a line that is no record."""
+        self._execute("refuse_line", **asdict(place), digest=digest, error=_dump(failure), now=now)
+
+    def record_done(self, seq: int, operation_id: str, written: Written, usage: Usage, now: float) -> None:
+        """OPEN -> DONE: its line is in the output and fsynced."""
+        self._expect_row(
+            "record_done",
+            seq=seq,
+            operation_id=operation_id,
+            now=now,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            **asdict(written),
+        )
+
+    def forget_bad_lines(self) -> None:
+        """Delete the rows of bad lines, before the input is compared with the rest."""
+        self._execute("forget_bad_lines")
+
+    def reopen(self, seq: int) -> None:
+        """FAILED -> NEW."""
+        self._expect_row("reopen", seq=seq)
+
+    def reopen_refused(self) -> None:
+        """FAILED -> NEW for all but bad lines; only while nothing has been accepted."""
+        self._execute("reopen_refused")
+
+    # --- questions ---
+
+    def row(self, seq: int) -> Row:
+        return _row(self._execute("row", seq=seq).fetchone())
+
+    def rows(self, seqs: list[int]) -> list[Row]:
+        return [self.row(seq) for seq in seqs]
+
+    def row_of_operation(self, operation_id: str) -> Row | None:
+        raw = self._execute("row_of_operation", operation_id=operation_id).fetchone()
+        return None if raw is None else _row(raw)
+
+    def row_at(self, out_offset: int) -> Row | None:
+        """The DONE row whose line begins at this byte of the output. Reads them all."""
+        raw = self._execute("row_at", offset=out_offset).fetchone()
+        return None if raw is None else _row(raw)
+
+    def rows_done(self, after: int) -> list[Row]:
+        """A page of DONE rows by ``seq``."""
+        return [_row(raw) for raw in self._execute("rows_done", after=after, limit=PAGE_ROWS)]
+
+    def last_seq(self) -> int:
+        return self._execute("last_seq").fetchone()[0] or 0
+
+    def lines_known(self, first: int, last: int) -> set[int]:
+        """Which of these lines have a row."""
+        return {raw[0] for raw in self._execute("lines_known", first=first, last=last)}
+
+    def last_line(self) -> int:
+        """The furthest line that has a row; 0 if there is none."""
+        return self._execute("last_line").fetchone()[0] or 0
+
+    def open_operations(self) -> list[tuple[int, str, float]]:
+        """(seq, operation ID, accepted at), oldest first."""
+        return [tuple(raw) for raw in self._execute("open_operations")]
+
+    def seqs_to_send(self, end: int) -> array[int]:
+        """The NEW rows whose record begins before byte ``end``, by line."""
+        return array("q", (raw[0] for raw in self._execute("seqs_to_send", end=end)))
+
+    def rows_unwell(self, after_line: int) -> list[Row]:
+        """A page of FAILED, HELD and EXPIRED rows, by line."""
+        return [_row(raw) for raw in self._execute("rows_unwell", after=after_line, limit=PAGE_ROWS)]
+
+    def rows_by_line(self, first: int, last: int) -> dict[int, Row]:
+        return {raw["line"]: _row(raw) for raw in self._execute("rows_by_line", first=first, last=last)}
+
+    def submissions_since(self, since: float) -> list[tuple[int, int]]:
+        """(Unix second, POSTs begun in it); older ones are forgotten at the next recovery."""
+        return [tuple(raw) for raw in self._execute("submissions_since", since=int(since))]
+
+    def forget_submissions(self, before: float) -> None:
+        self._execute("forget_submissions", before=int(before))
+
+    def tally(self) -> list[sqlite3.Row]:
+        """A row per state: records, maybe_paid, tokens, the oldest submission."""
+        return self._execute("tally").fetchall()
+
+    def failure_kinds(self) -> list[tuple[str, int, int]]:
+        """(kind, records, first line), most frequent first."""
+        return [tuple(raw) for raw in self._execute("failure_kinds")]
+
+    def maybe_paid(self, limit: int) -> list[tuple[int, Any, int]]:
+        """(line, id, payments beyond the first that may have happened), by line."""
+        rows = self._execute("maybe_paid", limit=limit)
+        return [(line, None if id_ is None else json.loads(id_), count) for line, id_, count in rows]
+
+
+def _check_legal(origin: State, to: State) -> None:
+    if to not in MOVES[origin]:
+        raise StateConflict(f"{origin} -> {to} is not a legal move")
+
+
+def _deltas(move: Move) -> dict[str, Any]:
+    return {
+        "to": move.to,
+        "adds_attempt": move.adds_attempt,
+        "adds_maybe_paid": move.adds_maybe_paid,
+        "adds_lost_reply": move.adds_lost_reply,
+        "adds_failed_operation": move.adds_failed_operation,
+        "error": _dump(move.failure),
+    }

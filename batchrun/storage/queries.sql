@@ -1,0 +1,332 @@
+-- name: create_job
+INSERT INTO job (only, job_id, created_at, input_path, settings, settings_digest)
+VALUES (1, :job_id, :now, :input_path, :settings, :settings_digest);
+
+-- name: job
+SELECT * FROM job;
+
+-- name: begin_run
+INSERT INTO run (started_at, version)
+VALUES (:now, :version)
+RETURNING run_id;
+
+-- name: end_run
+UPDATE run
+   SET ended_at  = :now,
+       exit_code = :exit_code
+ WHERE run_id = :run_id;
+
+-- name: last_run
+SELECT * FROM run
+ ORDER BY run_id DESC
+ LIMIT 1;
+
+-- name: insert_intent
+-- The first sending of a record: its row begins here.
+INSERT INTO record (line, offset, length, id, digest, state, request_id, submitted_at)
+VALUES (:line, :offset, :length, :id, :digest, 'intent', :request_id, :now)
+RETURNING seq;
+
+-- name: renew_intent
+UPDATE record
+   SET state        = 'intent',
+       request_id   = :request_id,
+       submitted_at = :now
+ WHERE seq   = :seq
+   AND state = 'new'
+RETURNING seq;
+
+-- name: count_submission
+INSERT INTO submission (at_s, posts)
+VALUES (CAST(:now AS INTEGER), 1)
+ON CONFLICT (at_s) DO UPDATE SET posts = posts + 1;
+
+-- name: forget_submissions
+DELETE FROM submission
+ WHERE at_s < :before;
+
+-- name: submissions_since
+SELECT at_s, posts FROM submission
+ WHERE at_s >= :since
+ ORDER BY at_s;
+
+-- name: record_operation
+-- The provider accepted the record. No row back means another run moved it: stop.
+UPDATE record
+   SET state        = 'open',
+       operation_id = :operation_id,
+       submitted_at = :now
+ WHERE seq   = :seq
+   AND state = 'intent'
+RETURNING seq;
+
+-- name: insert_operation
+INSERT INTO operation (operation_id, seq, accepted_at)
+VALUES (:operation_id, :seq, :now)
+ON CONFLICT DO NOTHING
+RETURNING seq;
+
+-- name: move
+-- Any move that is not an acceptance and not a written result.
+UPDATE record
+   SET state             = :to,
+       attempt           = attempt + :adds_attempt,
+       maybe_paid        = maybe_paid + :adds_maybe_paid,
+       lost_replies      = lost_replies + :adds_lost_reply,
+       failed_operations = failed_operations + :adds_failed_operation,
+       operation_id      = CASE WHEN :to = 'new' THEN NULL ELSE operation_id END,
+       finished_at       = CASE WHEN :to = 'new' THEN NULL ELSE :now END,
+       error             = :error,
+       input_tokens      = :input_tokens,
+       output_tokens     = :output_tokens
+ WHERE seq   = :seq
+   AND state = :from
+RETURNING seq;
+
+-- name: move_all
+-- What recovery does with every INTENT row: the reply will never come.
+UPDATE record
+   SET state       = :to,
+       attempt     = attempt + :adds_attempt,
+       maybe_paid  = maybe_paid + :adds_maybe_paid,
+       error       = :error,
+       finished_at = CASE WHEN :to = 'new' THEN NULL ELSE :now END
+ WHERE state = :from;
+
+-- name: refuse_line
+INSERT INTO record (line, offset, length, digest, state, finished_at, error)
+VALUES (:line, :offset, :length, :digest, 'failed', :now, :error);
+
+-- name: record_done
+-- The line is in the output and fsynced. No row back means another run moved it: stop.
+UPDATE record
+   SET state         = 'done',
+       finished_at   = :now,
+       input_tokens  = :input_tokens,
+       output_tokens = :output_tokens,
+       out_offset    = :offset,
+       out_length    = :length,
+       out_crc32     = :crc32
+ WHERE seq          = :seq
+   AND state        = 'open'
+   AND operation_id = :operation_id
+RETURNING seq;
+
+-- name: save_out_committed
+UPDATE job
+   SET out_committed = :end,
+       out_last_seq  = :seq;
+
+-- name: next_epoch
+UPDATE job
+   SET epoch = epoch + 1
+RETURNING epoch;
+
+-- name: save_low_water
+UPDATE job
+   SET low_water_line   = :line,
+       low_water_offset = :offset;
+
+-- name: save_settings
+UPDATE job
+   SET settings        = :settings,
+       settings_digest = :settings_digest;
+
+-- name: save_input
+UPDATE job
+   SET input_path     = :input_path,
+       input_inode    = :inode,
+       input_mtime_ns = :mtime_ns,
+       input_size     = :size,
+       input_digest   = :digest,
+       input_records  = :records;
+
+-- name: row
+SELECT * FROM record
+ WHERE seq = :seq;
+
+-- name: row_of_operation
+SELECT record.*
+  FROM operation
+  JOIN record USING (seq)
+ WHERE operation.operation_id = :operation_id;
+
+-- name: row_at
+SELECT * FROM record
+ WHERE state = 'done'
+   AND out_offset = :offset;
+
+-- name: rows_done
+SELECT * FROM record
+ WHERE state = 'done'
+   AND seq > :after
+ ORDER BY seq
+ LIMIT :limit;
+
+-- name: last_seq
+SELECT max(seq) FROM record;
+
+-- name: lines_known
+SELECT line FROM record
+ WHERE line BETWEEN :first AND :last;
+
+-- name: last_line
+SELECT max(line) FROM record;
+
+-- name: open_operations
+SELECT seq, operation_id, submitted_at FROM record
+ WHERE state = 'open'
+ ORDER BY submitted_at;
+
+-- name: seqs_to_send
+SELECT seq FROM record
+ WHERE state = 'new'
+   AND offset < :end
+ ORDER BY line;
+
+-- name: rows_unwell
+SELECT * FROM record
+ WHERE state IN ('failed', 'held', 'expired')
+   AND line > :after
+ ORDER BY line
+ LIMIT :limit;
+
+-- name: rows_by_line
+SELECT * FROM record
+ WHERE line BETWEEN :first AND :last;
+
+-- name: any_operation
+SELECT EXISTS (SELECT 1 FROM operation);
+
+-- name: reopen
+-- Back to work: refused before the service had accepted anything, or failed and the input line repaired since.
+UPDATE record
+   SET state        = 'new',
+       attempt      = attempt + (operation_id IS NOT NULL),
+       operation_id = NULL,
+       finished_at  = NULL,
+       error        = NULL
+ WHERE seq   = :seq
+   AND state = 'failed'
+RETURNING seq;
+
+-- name: reopen_refused
+-- Other settings, and nothing accepted under the old ones: what those made fail deserves a new chance.
+UPDATE record
+   SET state       = 'new',
+       finished_at = NULL,
+       error       = NULL
+ WHERE state = 'failed'
+   AND json_extract(error, '$.kind') <> 'bad_input';
+
+-- name: tally
+SELECT state,
+       count(*)                          AS records,
+       coalesce(sum(maybe_paid > 0), 0)  AS maybe_paid,
+       coalesce(sum(input_tokens), 0)    AS input_tokens,
+       coalesce(sum(output_tokens), 0)   AS output_tokens,
+       min(submitted_at)                 AS oldest
+  FROM record
+ GROUP BY state;
+
+-- name: failure_kinds
+SELECT json_extract(error, '$.kind') AS kind,
+       count(*)                      AS records,
+       min(line)                     AS first_line
+  FROM record
+ WHERE state IN ('failed', 'held', 'expired')
+ GROUP BY 1
+ ORDER BY 2 DESC, 1;
+
+-- name: maybe_paid
+SELECT line, id, maybe_paid FROM record
+ WHERE maybe_paid > 0
+ ORDER BY line
+ LIMIT :limit;
+
+-- name: create_inventory
+-- What the input holds now, to be compared with what the ledger knows. Temporary, on disk, of any size.
+CREATE TEMP TABLE inventory (
+    line     INTEGER PRIMARY KEY,
+    offset   INTEGER NOT NULL,
+    length   INTEGER NOT NULL,
+    identity TEXT,
+    digest   BLOB NOT NULL
+) STRICT;
+
+-- name: add_to_inventory
+INSERT INTO inventory (line, offset, length, identity, digest)
+VALUES (?, ?, ?, ?, ?);
+
+-- name: repeated_identity
+WITH repeated AS (
+    SELECT identity, min(line) AS first_line, count(*) - 1 AS repeats
+      FROM inventory
+     WHERE identity IS NOT NULL
+     GROUP BY identity
+    HAVING count(*) > 1
+)
+SELECT identity,
+       first_line,
+       (SELECT min(line) FROM inventory WHERE identity = repeated.identity AND line > first_line) AS again_line,
+       (SELECT sum(repeats) FROM repeated) AS repeats
+  FROM repeated
+ ORDER BY again_line
+ LIMIT 1;
+
+-- name: records_without_id
+SELECT (SELECT count(*) FROM inventory WHERE identity IS NULL) AS in_input,
+       (SELECT count(*) FROM record WHERE id IS NULL AND NOT coalesce(json_extract(error, '$.kind') = 'bad_input', 0)) AS in_ledger;
+
+-- name: index_inventory
+CREATE INDEX inventory_identity ON inventory (identity);
+
+-- name: match_by_id
+CREATE TEMP TABLE matched AS
+SELECT record.seq, record.line AS was, record.state, inventory.line, inventory.offset, inventory.length, inventory.digest,
+       inventory.digest IS record.digest AS same
+  FROM record
+  LEFT JOIN inventory ON inventory.identity = identity(record.id);
+
+-- name: match_by_line
+CREATE TEMP TABLE matched AS
+SELECT record.seq, record.line AS was, record.state, inventory.line, inventory.offset, inventory.length, inventory.digest,
+       inventory.digest IS record.digest AS same
+  FROM record
+  LEFT JOIN inventory ON inventory.line = record.line;
+
+-- name: conflicts
+-- Rows whose input line is gone, or has changed although something was paid for it.
+SELECT was, line,
+       count(*) OVER () AS conflicts
+  FROM matched
+ WHERE line IS NULL
+    OR (NOT same AND state NOT IN ('new', 'failed'))
+ ORDER BY was
+ LIMIT 5;
+
+-- name: forget_bad_lines
+-- They cost nothing and are found again where they still are.
+DELETE FROM record
+ WHERE state = 'failed'
+   AND json_extract(error, '$.kind') = 'bad_input';
+
+-- name: adopt_places
+UPDATE record
+   SET line   = matched.line,
+       offset = matched.offset,
+       length = matched.length,
+       digest = matched.digest
+  FROM matched
+ WHERE matched.seq = record.seq;
+
+-- name: repaired_rows
+SELECT seq FROM matched
+ WHERE NOT same
+   AND state = 'failed';
+
+-- name: drop_matched
+DROP TABLE IF EXISTS matched;
+
+-- name: drop_inventory
+DROP TABLE IF EXISTS inventory;

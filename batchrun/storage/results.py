@@ -1,0 +1,156 @@
+"""The results file: appended, synced, and mended at its tail after a crash."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+from batchrun.errors import DiskProblem, InputProblem
+from batchrun.storage.ledger import Written
+
+BLOCK_BYTES = 1 << 20
+MAX_LINE_BYTES = 256 << 20  # an answer of 32 MiB, every byte of it escaped, and its record's own fields
+
+_FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves the bytes in the disk's cache
+
+
+def sync(fd: int) -> None:
+    """Return when the file's bytes would survive a power cut. Never call it again after it has failed."""
+    if _FULL_SYNC is not None:
+        fcntl.fcntl(fd, _FULL_SYNC)
+    else:
+        os.fdatasync(fd)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of it, however many calls the kernel takes."""
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def lines_of(fd: int, start: int, end: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """(offset, line with its LF) from ``start``; the last may lack its LF. An over-long line ends the walk."""
+    at, rest = start, b""
+    stop = os.fstat(fd).st_size if end is None else end
+    while at + len(rest) < stop and (block := os.pread(fd, min(BLOCK_BYTES, stop - at - len(rest)), at + len(rest))):
+        *whole, rest = (rest + block).split(b"\n")
+        for line in whole:
+            yield at, line + b"\n"
+            at += len(line) + 1
+        if len(rest) > MAX_LINE_BYTES:
+            break
+    if rest:
+        yield at, rest
+
+
+class Results:
+    """The open output. ``end`` is where the next line goes: every byte before it is synced and known to the ledger."""
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self.fd = fd
+        self.path = path
+        self.end = 0
+
+    @classmethod
+    def open(cls, path: Path, *, create: bool) -> Self:
+        """Open and lock the output; ``create`` makes it and its directory entry durable.
+
+        Raises:
+            InputProblem: it is no regular file, or has a second name.
+            BlockingIOError: another run holds it.
+            OSError: it cannot be opened.
+        """
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        fd = os.open(path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o666)
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+                raise InputProblem(f"`{path}` is not a plain file of one name", remedy="choose another -o")
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if create:
+                sync_directory(path.parent)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(fd, path)
+
+    @staticmethod
+    def place(line: bytes, offset: int) -> Written:
+        return Written(offset, len(line), zlib.crc32(line))
+
+    def size(self) -> int:
+        return os.fstat(self.fd).st_size
+
+    def append(self, lines: Sequence[bytes]) -> list[Written]:
+        """Write the lines (each with its LF) at the end and sync them. Returns where each stands.
+
+        Raises:
+            OSError: nothing may be believed about the bytes after ``end``; the next start looks at them.
+        """
+        places = []
+        at = self.end
+        for line in lines:
+            places.append(self.place(line, at))
+            at += len(line)
+        write_at(self.fd, b"".join(lines), self.end)
+        sync(self.fd)
+        self.end = at
+        return places
+
+    def matches(self, written: Written) -> bool:
+        """Whether the bytes at this place are still those that were written."""
+        data = os.pread(self.fd, written.length, written.offset)
+        return len(data) == written.length and zlib.crc32(data) == written.crc32
+
+    def keep_until(self, start: int, end: int, quarantine: Path) -> int:
+        """Keep the bytes from ``start`` to ``end`` and move whatever follows to ``quarantine``. Returns bytes moved.
+
+        The kept bytes are written over themselves: they may be visible and not durable, and after an earlier failed sync
+        only a fresh write makes the next one real.
+        """
+        cut = self.size() - end
+        if cut:
+            self._save_aside(end, quarantine)
+            os.ftruncate(self.fd, end)
+        for at in range(start, end, BLOCK_BYTES):
+            write_at(self.fd, os.pread(self.fd, min(BLOCK_BYTES, end - at), at), at)
+        sync(self.fd)
+        self.end = end
+        return cut
+
+    def _save_aside(self, start: int, target: Path) -> None:
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            at = start
+            while block := os.pread(self.fd, BLOCK_BYTES, at):
+                write_at(fd, block, at - start)
+                at += len(block)
+            sync(fd)
+        finally:
+            os.close(fd)
+        sync_directory(target.parent)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def full_disk(path: Path, error: OSError) -> DiskProblem:
+    """The output cannot be written: in words."""
+    remedy = "free some space or mend the disk, then run the same command"
+    return DiskProblem(f"`{path}` cannot be written ({os.strerror(error.errno or 0)}); stopped", remedy=remedy)

@@ -1,0 +1,155 @@
+"""The one storage thread: it alone touches the ledger and the output while a job runs.
+
+It takes whatever has arrived since its last commit, appends and syncs the result lines first, then commits everything
+in one transaction. There is no timer and no batch size: while one commit is on its way, the next batch gathers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from batchrun.errors import BatchrunError
+from batchrun.record import Usage
+from batchrun.storage.ledger import Ledger
+from batchrun.storage.results import Results, full_disk
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A result on its way to the output: the bytes with their LF, and what the DONE row will say."""
+
+    seq: int
+    operation_id: str
+    data: bytes
+    usage: Usage
+    finished_at: float
+
+
+class _Request:
+    """Something the thread is asked to do, and the future that waits for it to be durable."""
+
+    __slots__ = ("act", "future", "lines", "urgent", "value")
+
+    def __init__(self, act: Callable[[Ledger], Any], lines: Sequence[Line], *, urgent: bool) -> None:
+        self.act = act
+        self.lines = lines
+        self.urgent = urgent
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.value: Any = None
+
+
+class Storage:
+    """The asynchronous face of ledger and output. Every awaited call returns when its effect is durable.
+
+    The first failure is final: nothing is tried again on a disk that has lied once, and every later call raises it.
+    """
+
+    def __init__(self, ledger: Ledger, results: Results) -> None:
+        self._ledger = ledger
+        self._results = results
+        self._arrived: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._work, name="storage", daemon=True)
+        self._thread.start()
+
+    def do(self, step: Callable[Concatenate[Ledger, P], T], *args: P.args, **named: P.kwargs) -> asyncio.Future[T]:
+        """Run one method of the ledger in the next transaction: ``await storage.do(Ledger.row, 17)``."""
+        return self._ask(_Request(lambda ledger: step(ledger, *args, **named), (), urgent=False))
+
+    def record_operation(self, seq: int, operation_id: str, now: float) -> asyncio.Future[bool]:
+        """``Ledger.record_operation`` ahead of all else: an ID that is not on disk is money lost."""
+        return self._ask(_Request(lambda ledger: ledger.record_operation(seq, operation_id, now), (), urgent=True))
+
+    def write_lines(self, lines: Sequence[Line]) -> asyncio.Future[None]:
+        """Append the lines, sync them, and make their records DONE."""
+        return self._ask(_Request(lambda _: None, lines, urgent=False))
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """Finish what has arrived and stop the thread. Ledger and output stay open."""
+        self._arrived.put(None)
+        self._thread.join(timeout_s)
+
+    def _ask(self, request: _Request) -> asyncio.Future[Any]:
+        self._arrived.put(request)
+        return request.future
+
+    # --- in the thread ---
+
+    def _work(self) -> None:
+        running = True
+        while running:
+            batch, running = self._take()
+            if batch:
+                if self._failure is None:
+                    self._commit(batch)
+                self._answer(batch)
+
+    def _take(self) -> tuple[list[_Request], bool]:
+        """Wait for one request, then take all that are there. False at the end."""
+        batch: list[_Request] = []
+        request = self._arrived.get()
+        while request is not None:
+            batch.append(request)
+            try:
+                request = self._arrived.get_nowait()
+            except queue.Empty:
+                return batch, True
+        return batch, False
+
+    def _commit(self, batch: list[_Request]) -> None:
+        urgent = [request for request in batch if request.urgent]
+        others = [request for request in batch if not request.urgent]
+        try:
+            lines = [line for request in others for line in request.lines]
+            places = self._append(lines)
+            with self._ledger.transaction():
+                for request in urgent + others:
+                    request.value = request.act(self._ledger)
+                for line, written in zip(lines, places, strict=True):
+                    self._ledger.record_done(line.seq, line.operation_id, written, line.usage, line.finished_at)
+                if lines:
+                    self._ledger.save_out_committed(self._results.end, lines[-1].seq)
+        except BaseException as failure:
+            self._failure = failure
+            self._rescue(urgent)
+
+    def _append(self, lines: Sequence[Line]) -> Sequence[Any]:
+        if not lines:
+            return ()
+        try:
+            return self._results.append([line.data for line in lines])
+        except OSError as error:
+            raise full_disk(self._results.path, error) from error
+
+    def _rescue(self, urgent: Sequence[_Request]) -> None:
+        """Operation IDs that came with a batch that failed for another reason still go to disk, if it takes them."""
+        if not urgent:
+            return
+        try:
+            with self._ledger.transaction():
+                for request in urgent:
+                    request.value = request.act(self._ledger)
+        except BatchrunError:
+            pass  # the disk takes nothing any more: the next start finds these records INTENT, and says so
+
+    def _answer(self, batch: list[_Request]) -> None:
+        self._loop.call_soon_threadsafe(_resolve, batch, self._failure)
+
+
+def _resolve(batch: list[_Request], failure: BaseException | None) -> None:
+    for request in batch:
+        if request.future.cancelled():
+            continue
+        if failure is None:
+            request.future.set_result(request.value)
+        else:
+            request.future.set_exception(failure)

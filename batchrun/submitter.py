@@ -1,0 +1,199 @@
+"""Records -> provider -> operation IDs in the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+
+from batchrun.channel import Channel
+from batchrun.config import JobConfig
+from batchrun.errors import CredentialsRefused, NoSuccess, UsageProblem
+from batchrun.log import event, is_detailed
+from batchrun.pacing import Gate, Outage, Pacer, backoff_s, with_jitter_s
+from batchrun.providers.base import Provider
+from batchrun.reader import Backlog
+from batchrun.record import (
+    STOPS_THE_RUN,
+    Accepted,
+    Ambiguous,
+    History,
+    Record,
+    Refused,
+    State,
+    SubmitReply,
+    Unreachable,
+    after_submit,
+    is_passing,
+)
+from batchrun.stop import Stop
+from batchrun.storage.ledger import Ledger
+from batchrun.storage.thread import Storage
+
+ALIKE_AT_THE_START = 3
+FULL_POLL_S = 0.05
+
+
+class Submitter:
+    """Sends each record of a channel, ``workers`` at a time, one at a time until the service has accepted one."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        storage: Storage,
+        backlog: Backlog,
+        stop: Stop,
+        pacer: Pacer,
+        outage: Outage,
+        config: JobConfig,
+        has_room: Callable[[], bool],
+        accepted: Callable[[int, str, float], None],
+    ) -> None:
+        """``accepted`` is told (seq, operation ID, monotonic now) of each acceptance, once it is on disk."""
+        self._provider = provider
+        self._storage = storage
+        self._backlog = backlog
+        self._stop = stop
+        self._pacer = pacer
+        self._gate = Gate()
+        self._outage = outage
+        self._config = config
+        self._has_room = has_room
+        self._accepted = accepted
+        self._turn = asyncio.Lock()
+        self._proven = False
+        self._refused_first: list[tuple[int, Refused]] = []
+        self._first_post = True
+
+    async def run(self, records: Channel[Record], workers: int) -> None:
+        """Send until the channel is closed and empty, or the stop is requested."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(workers):
+                group.create_task(self._work(records), name=f"submitter-{number}")
+
+    async def _work(self, records: Channel[Record]) -> None:
+        while (record := await records.get()) is not None:
+            await self._send(record)
+
+    async def _send(self, record: Record) -> None:
+        """Send one record until it is accepted or settled."""
+        body = self._provider.build(record.prompt, self._config.settings)
+        history = History()
+        if record.seq is not None:
+            history = (await self._storage.do(Ledger.row, record.seq)).history
+        refusals = tries = 0
+        while (sent := await self._post(record, body)) is not None:
+            seq, reply = sent
+            if isinstance(reply, Accepted):
+                return
+            refusals += isinstance(reply, Refused) and is_passing(reply)
+            tries += 1
+            move = after_submit(reply, history, refusals, self._config.on_ambiguous)
+            await self._storage.do(Ledger.move, seq, State.INTENT, move, time.time())
+            if isinstance(reply, Refused):
+                await self._mind_refusal(seq, reply, failed=move.to is State.FAILED)
+            if move.to is not State.NEW:
+                self._backlog.settled(move.to)
+                return
+            record, history = replace(record, seq=seq), history.after(move)
+            await self._stop.sleep(self._pause_s(reply, tries))
+
+    async def _post(self, record: Record, body: bytes) -> tuple[int, SubmitReply] | None:
+        """Wait for a permit, then send. None if the run stops first."""
+        async with self._turn:
+            if not await self._permit():
+                return None
+            if self._gate.is_closed or not self._proven:
+                return await self._post_now(record, body)  # nobody else sends meanwhile
+        return await self._post_now(record, body)
+
+    async def _permit(self) -> bool:
+        while not self._stop.is_requested:
+            now = time.monotonic()
+            wait_s = max(self._pacer.wait_s(now), self._gate.wait_s(now))
+            if wait_s <= 0 and self._has_room():
+                self._pacer.take(now)
+                return True
+            await self._stop.sleep(max(wait_s, FULL_POLL_S if wait_s <= 0 else 0))
+        return False
+
+    async def _post_now(self, record: Record, body: bytes) -> tuple[int, SubmitReply]:
+        request_id = str(uuid.uuid4())
+        seq = await self._storage.do(Ledger.record_intent, record, request_id, time.time())
+        self._backlog.has_row(record)
+        if self._first_post:
+            self._first_post = False
+            event("first_post", line=record.place.line)
+        reply = await self._provider.submit(body, request_id)
+        if isinstance(reply, Accepted):
+            await self._open(seq, reply.operation_id)
+        self._note(record, reply, request_id)
+        return seq, reply
+
+    async def _open(self, seq: int, operation_id: str) -> None:
+        if await self._storage.record_operation(seq, operation_id, time.time()):
+            self._accepted(seq, operation_id, time.monotonic())
+        else:
+            self._backlog.settled(State.HELD)
+            event("operation_given_twice", 30, operation_id=operation_id)
+
+    def _note(self, record: Record, reply: SubmitReply, request_id: str) -> None:
+        """Tell pacer, gate and outage what the reply says about the service."""
+        now = time.monotonic()
+        if is_detailed():
+            event("posted", 10, line=record.place.line, reply=type(reply).__name__, request_id=request_id)
+        match reply:
+            case Accepted():
+                self._proven = True
+                self._refused_first.clear()
+                self._pacer.accepted()
+                self._gate.accepted()
+                self._outage.succeeded()
+            case Refused(status=429):
+                self._pacer.refused(now, with_jitter_s(reply.retry_after_s, random.random()))
+            case Ambiguous() | Unreachable():
+                self._gate.failed(now)
+                if self._outage.failed(now):
+                    self._stop.request(NoSuccess(self._outage.limit_s, reply.reason))
+
+    async def _mind_refusal(self, seq: int, reply: Refused, *, failed: bool) -> None:
+        """Stop the run where a refusal speaks of the run and not of the record: a typo must not fail a million."""
+        if reply.status in STOPS_THE_RUN:
+            self._stop.request(_refused_credentials(reply))
+        if self._proven or reply.status == 429:
+            return
+        if self._refused_first and self._refused_first[0][1].status != reply.status:
+            self._refused_first.clear()
+        self._refused_first.append((seq if failed else 0, reply))
+        if len(self._refused_first) >= ALIKE_AT_THE_START:
+            for failed_seq, _ in self._refused_first:
+                if failed_seq:
+                    await self._storage.do(Ledger.reopen, failed_seq)
+            self._stop.request(_refused_request(reply))
+
+    def _pause_s(self, reply: SubmitReply, tries: int) -> float:
+        if isinstance(reply, Refused) and reply.status == 429:
+            return 0.0  # the pacer slows every worker at once
+        return backoff_s(tries, random.random())
+
+
+def _refused_credentials(reply: Refused) -> CredentialsRefused:
+    if reply.status == 401:
+        return CredentialsRefused(
+            f"the service refused the key (401: {reply.message})",
+            remedy="set YC_API_KEY or YC_IAM_TOKEN anew and run the same command; what was answered is safe",
+        )
+    return CredentialsRefused(
+        f"the key's account may not use models in this folder (403: {reply.message})",
+        remedy="it needs the role ai.languageModels.user there and an active billing account, or set YC_FOLDER_ID",
+    )
+
+
+def _refused_request(reply: Refused) -> UsageProblem:
+    return UsageProblem(
+        f"the service refused the first {ALIKE_AT_THE_START} requests alike ({reply.status}: {reply.message})",
+        remedy="see to --model, YC_FOLDER_ID and --endpoint, then run again; nothing was paid",
+    )

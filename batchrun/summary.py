@@ -1,0 +1,119 @@
+"""Ledger -> counts, and what to do next."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from batchrun.errors import DECISION, BatchrunError
+from batchrun.record import State
+from batchrun.storage.ledger import Ledger
+
+RETENTION_S = 3 * 24 * 3600
+NAMED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Where a job stands. ``total`` is None where the input was never read whole.
+
+    ``maybe_paid`` counts records that were possibly paid twice, ``named`` are the first of them as (line, id).
+    """
+
+    counts: dict[State, int]
+    total: int | None
+    maybe_paid: int
+    named: list[tuple[int, Any]]
+    kinds: list[tuple[str, int, int]]
+    input_tokens: int
+    output_tokens: int
+    oldest_open_at: float | None
+    seconds: float = 0.0
+    exit_code: int | None = None
+    problem: BatchrunError | None = None
+
+    @property
+    def unsent(self) -> int | None:
+        """Records that the service does not have: without a row, or NEW again."""
+        if self.total is None:
+            return None
+        return max(0, self.total - sum(self.counts.values())) + self.counts[State.NEW]
+
+    def job_exit_code(self) -> int:
+        """What the exit code says of a job that has nothing left to do."""
+        if self.counts[State.HELD] or self.counts[State.EXPIRED]:
+            return DECISION
+        return 1 if self.counts[State.FAILED] else 0
+
+
+def summarize(ledger: Ledger, total: int | None = None) -> Summary:
+    """Read the whole state of a job in a few queries. ``total`` overrides the number of records (``--limit``)."""
+    counts = dict.fromkeys(State, 0)
+    maybe_paid = input_tokens = output_tokens = 0
+    oldest = None
+    for row in ledger.tally():
+        counts[State(row["state"])] = row["records"]
+        maybe_paid += row["maybe_paid"]
+        input_tokens += row["input_tokens"]
+        output_tokens += row["output_tokens"]
+        if row["state"] == State.OPEN:
+            oldest = row["oldest"]
+    return Summary(
+        counts=counts,
+        total=ledger.job().input_records if total is None else total,
+        maybe_paid=maybe_paid,
+        named=[(line, id_) for line, id_, _ in ledger.maybe_paid(NAMED)],
+        kinds=ledger.failure_kinds(),
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        oldest_open_at=oldest,
+    )
+
+
+def headline(summary: Summary) -> str:
+    """``200 written, 0 failed, 4 possibly paid twice``, and what else is not zero."""
+    counts = summary.counts
+    parts = [f"{counts[State.DONE]:,} written", f"{counts[State.FAILED]:,} failed"]
+    parts += [f"{counts[state]:,} {state}" for state in (State.HELD, State.EXPIRED, State.OPEN) if counts[state]]
+    if counts[State.INTENT]:
+        parts.append(f"{counts[State.INTENT]:,} without a reply")
+    if summary.unsent:
+        parts.append(f"{summary.unsent:,} not sent")
+    parts.append(f"{summary.maybe_paid:,} possibly paid twice")
+    return ", ".join(parts)
+
+
+def details(summary: Summary) -> list[str]:
+    """The lines under the headline: tokens, failures by kind, and every doubt by name."""
+    lines = []
+    if summary.input_tokens or summary.output_tokens:
+        lines.append(f"tokens   {summary.input_tokens:,} in, {summary.output_tokens:,} out")
+    if summary.kinds:
+        kinds = " · ".join(f"{kind} {count:,} (first: line {line:,})" for kind, count, line in summary.kinds)
+        lines.append(f"failed   {kinds}")
+    if summary.named:
+        lines.append(f"possibly paid twice: {names_of(summary)}")
+    if summary.counts[State.OPEN] and summary.oldest_open_at is not None:
+        until = datetime.fromtimestamp(summary.oldest_open_at + RETENTION_S)
+        lines.append(f"the open ones go on without us; their answers are kept until {until:%d %b %H:%M}")
+    return lines
+
+
+def names_of(summary: Summary) -> str:
+    """The records possibly paid twice, by line and id."""
+    names = [f"line {line}" if id_ is None else f"line {line} (id {id_})" for line, id_ in summary.named]
+    more = summary.maybe_paid - len(names)
+    return ", ".join(names) + (f" and {more:,} more" if more > 0 else "")
+
+
+def age(at: float | None) -> str:
+    """How long ago, in the largest fitting unit."""
+    if at is None:
+        return "never"
+    seconds = max(0.0, time.time() - at)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,212 @@
+"""Open operations -> provider -> outcomes, under one read budget."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from batchrun.channel import Channel
+from batchrun.errors import CredentialsRefused, NoSuccess
+from batchrun.log import event, is_detailed
+from batchrun.pacing import Outage, Pacer, backoff_s, with_jitter_s
+from batchrun.providers.base import Provider
+from batchrun.reader import Backlog
+from batchrun.record import (
+    STOPS_THE_RUN,
+    Answer,
+    Failure,
+    Malformed,
+    NotFound,
+    PollAgain,
+    PollFailed,
+    PollPolicy,
+    PollReply,
+    State,
+    after_failure,
+    decide,
+)
+from batchrun.stop import Stop
+from batchrun.storage.ledger import Ledger
+from batchrun.storage.thread import Storage
+
+TIMER_GRAIN_S = 0.05
+STRANGERS_IN_A_ROW = 3
+FAILURES_THAT_SLOW = 5
+
+Due = tuple[float, int, str, float]
+"""(poll at, seq, operation ID, accepted at), both instants on the monotonic clock: all that is kept of an operation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer on its way to the writer."""
+
+    seq: int
+    operation_id: str
+    answer: Answer
+
+
+class Tracker:
+    """Polls every open operation until it is settled; ``workers`` polls at a time."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        storage: Storage,
+        backlog: Backlog,
+        stop: Stop,
+        pacer: Pacer,
+        outage: Outage,
+        operations: Sequence[tuple[int, str, float]],
+    ) -> None:
+        """``operations``: (seq, ID, accepted at in Unix seconds) of an earlier run, oldest first: polled once at once."""
+        self._provider = provider
+        self._storage = storage
+        self._backlog = backlog
+        self._stop = stop
+        self._pacer = pacer
+        self._outage = outage
+        self._policy = PollPolicy(provider.retention_s)
+        now, wall = time.monotonic(), time.time()
+        self._due: list[Due] = [(now, seq, id_, now - max(0.0, wall - at)) for seq, id_, at in operations]
+        self._polling = 0
+        self._turn = asyncio.Lock()
+        self._failures_in_a_row = 0
+        self._trouble_since: dict[int, float] = {}
+        self._strangers: set[int] = set()
+        self._first_look = {seq for seq, _, _ in operations}
+        self.looked_at_all = asyncio.Event()
+        self._intake: asyncio.Task[None] | None = None
+        self._mark_looked_at(-1)
+
+    def __len__(self) -> int:
+        """Operations open right now."""
+        return len(self._due) + self._polling
+
+    def add(self, seq: int, operation_id: str, accepted_at: float) -> None:
+        """A new operation; its first poll is due after the shortest gap."""
+        heapq.heappush(self._due, (accepted_at + self._policy.gap_s(0.0), seq, operation_id, accepted_at))
+
+    async def run(self, out: Channel[Answered], workers: int, until: asyncio.Task[None]) -> None:
+        """Poll until ``until`` is done and nothing is open, or the stop is requested. Closes ``out``."""
+        self._intake = until
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in range(workers):
+                    group.create_task(self._work(out), name=f"tracker-{number}")
+        finally:
+            out.close()
+
+    async def _work(self, out: Channel[Answered]) -> None:
+        while True:
+            async with self._turn:
+                operation = await self._next()
+                if operation is None:
+                    return
+                self._polling += 1
+            try:
+                await self._poll(operation, out)
+            finally:
+                self._polling -= 1
+
+    async def _next(self) -> Due | None:
+        """The operation that has been due longest, once the read budget allows. None at the end."""
+        while not self._stop.is_requested:
+            if self._due:
+                now = time.monotonic()
+                wait_s = max(self._due[0][0] - now, self._pacer.wait_s(now))
+                if wait_s <= 0:
+                    self._pacer.take(now)
+                    return heapq.heappop(self._due)
+                await self._stop.sleep(min(wait_s, TIMER_GRAIN_S))
+            elif self._intake is not None and self._intake.done() and not self._polling:
+                return None
+            else:
+                await self._stop.sleep(TIMER_GRAIN_S)
+        return None
+
+    async def _poll(self, operation: Due, out: Channel[Answered]) -> None:
+        _, seq, operation_id, accepted_at = operation
+        reply = await self._provider.poll(operation_id)
+        now = time.monotonic()
+        if is_detailed():
+            event("polled", 10, operation_id=operation_id, reply=type(reply).__name__)
+        self._note(seq, reply, now, now - accepted_at)
+        verdict = decide(
+            reply, age_s=now - accepted_at, trouble_s=self._trouble_s(seq, reply, now), policy=self._policy
+        )
+        match verdict:
+            case PollAgain(after_s):
+                if isinstance(reply, PollFailed):
+                    after_s += backoff_s(1, random.random())
+                heapq.heappush(self._due, (now + after_s, seq, operation_id, accepted_at))
+            case _ if isinstance(verdict.outcome, Answer):
+                answer = verdict.outcome
+                await out.put(Answered(seq, operation_id, answer), len(answer.text or ""))
+                self._backlog.settled(State.DONE)
+            case _:
+                await self._fail(seq, verdict.outcome)
+        self._mark_looked_at(seq)
+
+    def _note(self, seq: int, reply: PollReply, now: float, age_s: float) -> None:
+        """Tell pacer and outage what the reply says about the service; stop where it speaks of all operations."""
+        if not isinstance(reply, PollFailed):
+            self._failures_in_a_row = 0
+            self._outage.succeeded()
+            self._pacer.accepted()
+            self._mind_strangers(seq, reply, age_s)
+            return
+        self._failures_in_a_row += 1
+        if reply.status == 429 or self._failures_in_a_row >= FAILURES_THAT_SLOW:
+            self._pacer.refused(now, with_jitter_s(reply.retry_after_s, random.random()))
+        if reply.status in STOPS_THE_RUN:
+            self._stop.request(
+                CredentialsRefused(
+                    f"the service refuses to show our operations ({reply.status}: {reply.reason})",
+                    remedy="set YC_API_KEY or YC_IAM_TOKEN anew and run the same command; the answers are kept for days",
+                )
+            )
+        elif reply.status != 429 and self._outage.failed(now):
+            self._stop.request(NoSuccess(self._outage.limit_s, reply.reason))
+
+    def _mind_strangers(self, seq: int, reply: PollReply, age_s: float) -> None:
+        """Many operations unknown at once: wrong key or folder, and no reason to give any of them up."""
+        if not isinstance(reply, NotFound):
+            self._strangers.clear()
+            return
+        if not self._policy.settling_in_s <= age_s < self._policy.retention_s:
+            return
+        self._strangers.add(seq)
+        if len(self._strangers) >= STRANGERS_IN_A_ROW:
+            self._stop.request(
+                CredentialsRefused(
+                    f"the service finds none of the last {STRANGERS_IN_A_ROW} operations",
+                    remedy="is this the key of the account that sent them? They stay open; run again with the right one",
+                )
+            )
+
+    def _trouble_s(self, seq: int, reply: PollReply, now: float) -> float:
+        if not isinstance(reply, NotFound | Malformed):
+            self._trouble_since.pop(seq, None)
+            return 0.0
+        return now - self._trouble_since.setdefault(seq, now)
+
+    async def _fail(self, seq: int, failure: Failure) -> None:
+        self._trouble_since.pop(seq, None)
+        row = await self._storage.do(Ledger.row, seq)
+        move = after_failure(failure, row.history)
+        await self._storage.do(Ledger.move, seq, State.OPEN, move, time.time())
+        event("operation_failed", 10, line=row.place.line, kind=failure.kind, code=failure.code, to=move.to)
+        if move.to is State.NEW:
+            self._backlog.give_back(seq, backoff_s(move.adds_failed_operation, random.random()))
+        else:
+            self._backlog.settled(move.to)
+
+    def _mark_looked_at(self, seq: int) -> None:
+        self._first_look.discard(seq)
+        if not self._first_look:
+            self.looked_at_all.set()

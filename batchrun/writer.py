@@ -1,0 +1,165 @@
+"""Outcomes -> result lines, handed to storage; and the failures file, derived from the ledger."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from batchrun.channel import Channel
+from batchrun.check import Source
+from batchrun.inputs import BadLine, Parsed, digest, parse
+from batchrun.log import event
+from batchrun.record import Prompt, Settings
+from batchrun.storage.jobdir import JobPaths
+from batchrun.storage.ledger import Ledger, Row
+from batchrun.storage.results import sync, sync_directory, write_at
+from batchrun.storage.thread import Line, Storage
+from batchrun.tracker import Answered
+
+_LINE_ENDS = ((b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"), (b"\xc2\x85", rb"\u0085"))
+"""Characters that some readers take for a line end: a result must stay one line for them too."""
+
+
+class Writer:
+    """Writes answers as they come, as many at a time as have come."""
+
+    def __init__(self, source: Source, storage: Storage, settings: Settings) -> None:
+        self._source = source
+        self._storage = storage
+        self._settings = settings
+
+    async def run(self, answers: Channel[Answered]) -> None:
+        while batch := await answers.get_all():
+            await self._storage.write_lines(await self._storage.do(self._render, batch))
+
+    def _render(self, ledger: Ledger, batch: Sequence[Answered]) -> list[Line]:
+        now = time.time()
+        return [self._line(answered, ledger.row(answered.seq), now) for answered in batch]
+
+    def _line(self, answered: Answered, row: Row, now: float) -> Line:
+        parsed = read_again(self._source, row)
+        if parsed is None:
+            event("input_line_changed", 30, line=row.place.line)
+        result = result_of(answered, row, parsed, self._settings, now)
+        return Line(row.seq, answered.operation_id, one_line(result), answered.answer.usage, now)
+
+
+def result_of(answered: Answered, row: Row, parsed: Parsed | None, settings: Settings, now: float) -> dict[str, Any]:
+    """One result, with all its fields; ``meta`` is null if the input line is no longer there to be read."""
+    answer = answered.answer
+    return {
+        "id": row.id,
+        "line": row.place.line,
+        "text": answer.text,
+        "json": answer.json,
+        "finish_reason": answer.finish_reason,
+        "model": _model(parsed.prompt if parsed else None, settings),
+        "model_version": answer.model_version,
+        "usage": asdict(answer.usage),
+        "meta": parsed.meta if parsed else None,
+        "operation_id": answered.operation_id,
+        "provider": settings.provider,
+        "attempt": row.history.attempt,
+        "maybe_paid": row.history.maybe_paid,
+        "submitted_at": utc(row.submitted_at),
+        "finished_at": utc(now),
+    }
+
+
+def one_line(value: dict[str, Any]) -> bytes:
+    """One JSON object as one line of UTF-8, with its LF, that nothing can take for two."""
+    try:
+        data = orjson.dumps(value)
+    except TypeError:  # half a surrogate pair: no UTF-8, but an escape can carry it
+        data = json.dumps(value).encode()
+    for raw, escaped in _LINE_ENDS:
+        data = data.replace(raw, escaped)
+    return data + b"\n"
+
+
+def utc(at: float | None) -> str | None:
+    """Unix seconds as RFC 3339 in UTC, whole seconds."""
+    return None if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def read_again(source: Source, row: Row) -> Parsed | None:
+    """The record, read again from its place; None if the line is no longer the one that was sent, or is no record."""
+    raw = os.pread(source.fd, row.place.length, row.place.offset)
+    if digest(raw) != row.digest:
+        return None
+    try:
+        return parse(raw)
+    except BadLine:
+        return None
+
+
+def _model(prompt: Prompt | None, settings: Settings) -> str:
+    named = settings.model
+    if prompt is not None:
+        body = prompt.body or {}
+        named = prompt.model or body.get("modelUri") or body.get("model_uri") or named
+    return re.sub(r"^gpt://[^/]*/", "", named)
+
+
+def write_failures(ledger: Ledger, source: Source, paths: JobPaths) -> None:
+    """Bring the failures file in step with the ledger, in one rename; no failures, no file."""
+    lines = _failure_lines(ledger, source)
+    first = next(lines, None)
+    if first is None:
+        if paths.failures.exists():
+            paths.failures.unlink()
+            sync_directory(paths.failures.parent)
+        return
+    temporary = paths.failures.with_name(f".{paths.failures.name}.{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        at = 0
+        for line in (first, *lines):
+            write_at(fd, line, at)
+            at += len(line)
+        sync(fd)
+    finally:
+        os.close(fd)
+    os.replace(temporary, paths.failures)
+    sync_directory(paths.failures.parent)
+
+
+def _failure_lines(ledger: Ledger, source: Source) -> Iterator[bytes]:
+    last = 0
+    while page := ledger.rows_unwell(last):
+        for row in page:
+            yield one_line(_failure_of(row, source))
+        last = page[-1].place.line
+
+
+def _failure_of(row: Row, source: Source) -> dict[str, Any]:
+    failure = row.failure
+    assert failure is not None, "the schema forbids it"
+    parsed = read_again(source, row)
+    raw = None if parsed is None else orjson.Fragment(os.pread(source.fd, row.place.length, row.place.offset))
+    return {
+        "id": row.id,
+        "line": row.place.line,
+        "meta": parsed.meta if parsed else None,
+        "operation_id": row.operation_id,
+        "attempt": row.history.attempt,
+        "maybe_paid": row.history.maybe_paid,
+        "text": None,
+        "finish_reason": failure.finish_reason,
+        "usage": asdict(failure.usage),
+        "error": {
+            "kind": failure.kind,
+            "code": failure.code,
+            "message": failure.message,
+            "retryable": failure.retryable,
+        },
+        "input": raw,
+    }

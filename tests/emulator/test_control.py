@@ -1,0 +1,116 @@
+import asyncio
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchrun.emulator import Settings, start
+from batchrun.emulator.operations import SlidingWindow
+
+from .client import AT_ONCE, ROOT, Client, body, visit
+
+
+def test_payments_count_each_distinct_request() -> None:
+    async def story(client: Client) -> None:
+        once, twice, again = [await client.submit_for_id(text) for text in ("once", "twice" * 99, "twice" * 99)]
+        await client.submit("once", messages=[])
+        stats = await client.stats()
+        canonical = json.dumps(body("once"), sort_keys=True, separators=(",", ":")).encode()
+        assert stats["payments"] == [
+            {
+                "request": hashlib.sha256(canonical).hexdigest(),
+                "text": "once",
+                "count": 1,
+                "operation_ids": [once],
+            },
+            stats["payments"][1] | {"text": ("twice" * 99)[:200], "count": 2, "operation_ids": [twice, again]},
+        ]
+        assert (stats["submits_received"], stats["accepted"], stats["distinct"]) == (4, 3, 2)
+        assert stats["max_submits_in_one_hour"] == 4
+        assert 1 <= stats["max_submits_in_one_second"] <= 4
+        assert await client.stats("?totals=1") == {name: value for name, value in stats.items() if name != "payments"}
+
+    visit(story)
+
+
+def test_faults_change_while_it_runs_for_all_or_for_some() -> None:
+    async def story(client: Client) -> None:
+        changed = await client.change(rules=[{"text": "poison", "fail": 1, "fail_code": 3}])
+        assert (changed.status, changed.json["p50"], changed.json["fail"]) == (200, 0, 0)
+        assert (await client.answer("the poison pill"))["error"]["code"] == 3
+        assert "response" in await client.answer("bread")
+        await client.change(status=503)
+        assert (await client.submit("bread")).status == 503
+
+    visit(story)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b'{"lsot": 1}', b'{"lost": "x"}', b'{"rps": 1.5}', b'{"p99": null}'])
+def test_a_wrong_change_is_refused_whole(content: bytes) -> None:
+    async def story(client: Client) -> None:
+        reply = await client.request("PUT", "/_faults", content)
+        assert reply.status == 400
+        assert reply.json["error"]
+        assert (await client.submit()).status == 200
+
+    visit(story)
+
+
+def test_control_needs_no_key() -> None:
+    async def story(client: Client) -> None:
+        assert (await client.request("GET", "/_stats", Authorization="")).status == 200
+        assert (await client.request("PUT", "/_faults", b"{}", Authorization="")).status == 200
+
+    visit(story, "api_key=secret")
+
+
+def test_no_more_submits_than_the_quota_are_let_through() -> None:
+    async def story(client: Client) -> None:
+        replies = await asyncio.gather(*(client.submit(str(number)) for number in range(20)))
+        assert sorted(reply.status for reply in replies) == [200] * 5 + [429] * 15
+        refused = next(reply for reply in replies if reply.status == 429)
+        assert refused.json["code"] == 8
+        assert "PerHour.rate rate quota limit exceed: allowed 5 requests" in refused.json["error"]
+        stats = await client.stats()
+        assert (stats["refused_quota"], stats["refused_injected"], stats["accepted"]) == (15, 0, 5)
+
+    visit(story, f"{AT_ONCE},rph=5,rps=1000")
+
+
+def test_no_more_reads_than_the_quota_are_let_through() -> None:
+    async def story(client: Client) -> None:
+        replies = [await client.poll("x") for _ in range(8)]
+        assert [reply.status for reply in replies] == [404] * 3 + [429] * 5
+        assert "allowed 3 requests" in replies[-1].json["message"]
+        assert "error" not in replies[-1].json
+        assert (await client.stats())["polls_refused_quota"] == 5
+
+    visit(story, "read_rps=3")
+
+
+@given(st.lists(st.floats(0, 0.7), max_size=60), st.integers(1, 5))
+def test_no_window_of_a_second_holds_more_than_the_quota(gaps: list[float], limit: int) -> None:
+    window, now, admitted = SlidingWindow(1), 0.0, []
+    for gap in gaps:
+        now += gap
+        if window.has_room(now, limit):
+            window.add(now)
+            admitted.append(now)
+    busiest = max((sum(end - 1 < at <= end for at in admitted) for end in admitted), default=0)
+    assert busiest <= limit
+    assert window.busiest == busiest
+
+
+def test_a_host_other_than_loopback_is_refused() -> None:
+    for host in ("0.0.0.0", "192.168.1.1", "example.com", ""):
+        with pytest.raises(ValueError, match="loopback"):
+            asyncio.run(start(Settings(), host=host))
+
+
+def test_importing_the_package_does_not_import_aiohttp() -> None:
+    code = "import sys, batchrun.emulator; sys.exit('aiohttp' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

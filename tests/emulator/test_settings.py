@@ -1,0 +1,110 @@
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchrun.emulator import Settings
+from batchrun.emulator.faults import Draws, Ending, Plan, ending, latency_s
+
+from .client import ROOT
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", Settings()),
+        (" p50=2 , p99 = 10,", Settings(p50=2, p99=10)),
+        ("lost=0.05,fail=1,fail_code=8", Settings(lost=0.05, fail=1, fail_code=8)),
+        ("api_key=AQVN=x,folder=b1g", Settings(api_key="AQVN=x", folder="b1g")),
+        ("rps=10,rph=5000,read_rps=50", Settings(rps=10, rph=5000, read_rps=50)),
+        ("omit_null=1,status=503,seed=-4", Settings(omit_null=1, status=503, seed=-4)),
+    ],
+)
+def test_settings_are_read_from_one_line(text: str, expected: Settings) -> None:
+    assert Settings.parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("lsot=1", "did you mean `lost`"),
+        ("retry-after=3", "did you mean `retry_after`"),
+        ("zzz=1", "the settings are p50"),
+        ("lost", "`lost` has no value"),
+        ("lost=1,lost=0", "given twice"),
+        ("lost=often", "must be a number"),
+        ("lost=nan", "between 0 and 1"),
+        ("lost=1.5", "between 0 and 1"),
+        ("slow=inf", "between 0 and"),
+        ("rps=1.5", "must be a whole number"),
+        ("fail_code=17", "between 1 and 16"),
+        ("status=200", "300 to 599"),
+        ("omit_null=2", "between 0 and 1"),
+        ("p50=5", "`p99=1` is below `p50=5`"),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_plain_words(text: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint.replace("(", "\\(")):
+        Settings.parse(text)
+
+
+def test_the_page_for_users_names_every_setting() -> None:
+    page = (ROOT / "docs" / "emulator.md").read_text(encoding="utf-8")
+    assert [each.name for each in fields(Settings) if f"`{each.name}`" not in page] == []
+
+
+def test_a_rule_lies_over_the_common_settings_and_stays_when_they_change() -> None:
+    plan = Plan(Settings()).updated({"rules": [{"text": "poison", "fail": 1}]})
+    plan = plan.updated({"lost": 0.5})
+    assert plan.for_text("this is poison!") == Settings(lost=0.5, fail=1)
+    assert plan.for_text("this is not") == Settings(lost=0.5)
+    assert plan.updated({"rules": []}).for_text("poison") == Settings(lost=0.5)
+
+
+@pytest.mark.parametrize(
+    ("rules", "complaint"),
+    [
+        ({}, "must be a list"),
+        (["x"], "must be an object"),
+        ([{"fail": 1}], 'with a `"text"`'),
+        ([{"text": "a", "rps": 1}], "`rps` holds for all requests"),
+        ([{"text": "a", "fial": 1}], "did you mean `fail`"),
+    ],
+)
+def test_a_rule_that_is_none_is_refused(rules: object, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Plan(Settings()).updated({"rules": rules})
+
+
+@given(st.binary(min_size=32, max_size=32), st.integers(0, 5))
+def test_a_chance_of_0_never_hits_and_a_chance_of_1_always(digest: bytes, occasion: int) -> None:
+    draws = Draws(0, digest, str(occasion))
+    assert not draws.hit(Settings(lost=0), "lost")
+    assert draws.hit(Settings(lost=1), "lost")
+
+
+def test_draws_spread_as_their_chance_says_and_differ_by_seed_request_occasion_and_fault() -> None:
+    digests = [bytes([i % 256, i // 256]) for i in range(4000)]
+    hits = sum(Draws(7, digest, "0").hit(Settings(lost=0.3), "lost") for digest in digests)
+    assert 1100 < hits < 1300
+    draws = [Draws(7, b"a", "0"), Draws(8, b"a", "0"), Draws(7, b"b", "0"), Draws(7, b"a", "1")]
+    assert len({each.number(fault) for each in draws for fault in ("lost", "fail")}) == 8
+
+
+def test_latencies_follow_p50_and_p99() -> None:
+    settings = Settings(p50=2, p99=20)
+    seconds = sorted(latency_s(settings, Draws(0, i.to_bytes(4, "big"), "0")) for i in range(4000))
+    assert 1.8 < seconds[2000] < 2.2
+    assert 15 < seconds[3960] < 27
+
+
+@pytest.mark.parametrize(("line", "expected"), [("p50=0,p99=9", 0), ("p50=0", 0), ("p50=4,p99=4", 4)])
+def test_latency_can_be_nothing_or_constant(line: str, expected: float) -> None:
+    assert latency_s(Settings.parse(line), Draws(0, b"x", "0")) == expected
+
+
+def test_a_request_fails_no_more_often_than_fail_times() -> None:
+    settings = Settings(fail=1, fail_times=2)
+    endings = [ending(settings, Draws(0, b"x", "0"), failures=failures) for failures in range(4)]
+    assert endings == [Ending.FAIL, Ending.FAIL, Ending.FINAL, Ending.FINAL]

@@ -1,0 +1,144 @@
+"""The official compiled protos judge what the emulator says and what it accepts, in strict JSON mode."""
+
+import json
+from typing import Any
+
+import pytest
+
+pytest.importorskip("google.protobuf")
+pytest.importorskip("yandexcloud")
+
+from google.protobuf import json_format
+from google.rpc import error_details_pb2, status_pb2
+from yandex.cloud.ai.foundation_models.v1.text_generation import text_generation_service_pb2 as generation
+from yandex.cloud.operation.operation_pb2 import Operation
+
+from batchrun.emulator.requests import InvalidRequest, read_completion_request
+
+from .client import AT_ONCE, Client, Reply, body, visit
+
+STYLES = ["", "omit_null=1", "null_timestamps=1", "no_reasoning_details=1", "random_key_order=1"]
+
+
+def as_operation(reply: Reply) -> Any:
+    return json_format.Parse(reply.raw, Operation())
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_submit_and_a_running_operation_are_official_operations(style: str) -> None:
+    async def story(client: Client) -> None:
+        submitted = await client.submit()
+        running = as_operation(await client.poll(submitted.json["id"]))
+        assert as_operation(submitted).id == running.id
+        assert not running.done
+        assert running.WhichOneof("result") is None
+
+    visit(story, f"stuck=1,{style}")
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [("", "FINAL"), ("filter=1", "CONTENT_FILTER"), ("truncate=1", "TRUNCATED_FINAL")],
+)
+def test_a_finished_operation_holds_an_official_completion_response(fault: str, status: str, style: str) -> None:
+    async def story(client: Client) -> None:
+        operation = as_operation(await client.poll(await client.submit_for_id("Где? 👩‍👩‍👧 \u0000\u202e")))
+        response = generation.CompletionResponse()
+        assert operation.done
+        assert operation.response.Unpack(response)
+        (alternative,) = response.alternatives
+        assert f"ALTERNATIVE_STATUS_{status}" in str(response)
+        assert alternative.message.role == "assistant"
+        assert alternative.message.text
+        usage = response.usage
+        assert usage.total_tokens == usage.input_text_tokens + usage.completion_tokens
+        assert min(usage.input_text_tokens, usage.completion_tokens) >= 1
+
+    visit(story, f"{AT_ONCE},{fault},{style}")
+
+
+def test_a_failed_operation_holds_an_official_status() -> None:
+    async def story(client: Client) -> None:
+        operation = as_operation(await client.poll(await client.submit_for_id()))
+        assert operation.done
+        assert operation.WhichOneof("result") == "error"
+        assert operation.error.code == 8
+
+    visit(story, f"{AT_ONCE},fail=1,fail_code=8")
+
+
+def test_an_error_of_the_operation_endpoint_is_an_official_status_with_the_request_id() -> None:
+    async def story(client: Client) -> None:
+        reply = await client.poll("d7qunknown0000000000")
+        status = json_format.Parse(reply.raw, status_pb2.Status())
+        request_info = error_details_pb2.RequestInfo()
+        assert status.code == 5
+        assert status.details[0].Unpack(request_info)
+        assert request_info.request_id == reply.headers["x-request-id"]
+
+    visit(story)
+
+
+MESSAGE = {"role": "user", "text": "hi"}
+CALL = {"functionCall": {"name": "f", "arguments": {"x": 1}}}
+RESULT = {"functionResult": {"name": "f", "content": "1"}}
+
+ACCEPTED = {
+    "as the documentation has it": {},
+    "int64 as a number": {"completionOptions": {"maxTokens": 2000}},
+    "int64 as a whole float": {"completionOptions": {"maxTokens": 2000.0}},
+    "null is absent": {"completionOptions": {"maxTokens": None}, "tools": None},
+    "snake_case": {"completionOptions": {"max_tokens": "5", "reasoning_options": {"mode": "DISABLED"}}},
+    "json_object": {"json_object": True},
+    "enum by number": {"completionOptions": {"reasoningOptions": {"mode": 1}}},
+    "temperature as text": {"completionOptions": {"temperature": "0.5"}},
+    "a tool call and its result": {
+        "messages": [
+            MESSAGE,
+            {"role": "assistant", "toolCallList": {"toolCalls": [CALL]}},
+            {"role": "user", "tool_result_list": {"tool_results": [RESULT]}},
+        ],
+        "tools": [{"function": {"name": "f", "description": "d", "parameters": {}, "strict": True}}],
+        "toolChoice": {"functionName": "f"},
+        "parallelToolCalls": False,
+    },
+    "a schema": {"jsonSchema": {"schema": {"type": "object", "properties": {"a": {"type": ["null"]}}}}},
+    "a oneof with one null": {"jsonObject": None, "jsonSchema": {"schema": {}}},
+}
+
+REFUSED_BY_BOTH = {
+    "int64 with a fraction": {"completionOptions": {"maxTokens": 2000.5}},
+    "int64 as words": {"completionOptions": {"maxTokens": "abc"}},
+    "int64 as a boolean": {"completionOptions": {"maxTokens": True}},
+    "int64 too large": {"completionOptions": {"maxTokens": str(2**63)}},
+    "an unknown field": {"userTag": "x"},
+    "an unknown inner field": {"completionOptions": {"topP": 1}},
+    "both spellings": {"jsonObject": True, "json_object": True},
+    "both response formats": {"jsonObject": True, "jsonSchema": {"schema": {}}},
+    "text and tool calls": {"messages": [MESSAGE | {"toolCallList": {"toolCalls": [CALL]}}]},
+    "both tool choices": {"toolChoice": {"mode": "AUTO", "functionName": "f"}},
+    "an unknown enum name": {"toolChoice": {"mode": "SOMETIMES"}},
+    "a null message": {"messages": [None]},
+    "messages that are no list": {"messages": MESSAGE},
+    "temperature as words": {"completionOptions": {"temperature": "warm"}},
+    "text as a number": {"messages": [{"role": "user", "text": 5}]},
+    "stream as text": {"completionOptions": {"stream": "true"}},
+    "a schema that is no object": {"jsonSchema": {"schema": "x"}},
+}
+
+
+@pytest.mark.parametrize("changes", ACCEPTED.values(), ids=ACCEPTED.keys())
+def test_what_the_official_parser_accepts_is_accepted(changes: dict[str, Any]) -> None:
+    content = json.dumps(body(**changes)).encode()
+    json_format.Parse(content, generation.CompletionRequest())
+    read_completion_request(content)
+
+
+@pytest.mark.parametrize("changes", REFUSED_BY_BOTH.values(), ids=REFUSED_BY_BOTH.keys())
+def test_what_the_official_parser_refuses_is_refused(changes: dict[str, Any]) -> None:
+    content = json.dumps(body(**changes)).encode()
+    with pytest.raises(json_format.ParseError):
+        json_format.Parse(content, generation.CompletionRequest())
+    with pytest.raises(InvalidRequest):
+        read_completion_request(content)
