@@ -12,7 +12,7 @@ from typing import Any
 
 from batchrun.channel import Channel
 from batchrun.config import JobConfig
-from batchrun.errors import BatchrunError, DiskProblem, Interrupted
+from batchrun.errors import BatchrunError, Interrupted
 from batchrun.log import event
 from batchrun.pacing import HOUR_S, HourWindow, Outage, Pacer
 from batchrun.providers.base import Provider
@@ -20,7 +20,7 @@ from batchrun.reader import Backlog, Reader
 from batchrun.record import Record
 from batchrun.recovery import Recovered, recover
 from batchrun.stop import Stop, on_signals
-from batchrun.storage.jobdir import free_bytes
+from batchrun.storage.disk import Disk
 from batchrun.storage.ledger import Ledger
 from batchrun.storage.thread import Storage
 from batchrun.submitter import Submitter
@@ -34,8 +34,6 @@ MAX_OPEN = 5000
 MAX_OUTAGE_S = 900.0
 GRACE_S = 10.0
 FLUSH_S = 2.0
-KEEP_FREE_BYTES = 64 << 20  # below this nothing is sent: an ID that cannot be written is money lost
-MUST_BE_FREE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +94,7 @@ async def work(
     """Drive every record to a settled state; safe to call again after a crash."""
     ledger, source, settings = recovered.ledger, recovered.source, config.settings
     operations = ledger.open_operations()
-    stop, outage = Stop(), Outage(MAX_OUTAGE_S)
+    stop, outage, disk = Stop(), Outage(MAX_OUTAGE_S), Disk(config.paths)
     submit_pacer, read_pacer = Pacer(config.rps, _hour_window(config, ledger)), Pacer(config.read_rps)
     records = Channel[Record](QUEUE_RECORDS, QUEUE_BYTES)
     answers = Channel[Answered](QUEUE_RECORDS, QUEUE_BYTES)
@@ -106,17 +104,8 @@ async def work(
             backlog = Backlog(summarize(ledger).counts)
             reader = Reader(source, storage, backlog, stop)
             tracker = Tracker(provider, storage, backlog, stop, read_pacer, outage, operations)
-            submitter = Submitter(
-                provider,
-                storage,
-                backlog,
-                stop,
-                submit_pacer,
-                outage,
-                config,
-                lambda: has_room(tracker, config),
-                tracker.add,
-            )
+            submitter = Submitter(provider, storage, backlog, stop, submit_pacer, outage, config, tracker.add)
+            submitter.has_room = lambda: len(tracker) < MAX_OPEN and disk.has_room
             writer = Writer(source, storage, settings)
 
             async def intake() -> None:
@@ -131,7 +120,7 @@ async def work(
                 )
                 helpers = [
                     stages.create_task(end_well(stop, records, backlog, tracker, sending, polling), name="end_well"),
-                    stages.create_task(watch_disk(stop, config, tracker), name="watch_disk"),
+                    stages.create_task(disk.watch(stop, lambda: not len(tracker)), name="disk"),
                 ]
                 if screen is not None:
                     shown = Progress(source.records, backlog, tracker, submit_pacer, stop)
@@ -164,25 +153,6 @@ async def end_well(
     polling.cancel()
 
 
-def has_room(tracker: Tracker, config: JobConfig) -> bool:
-    """Whether one more operation may be opened."""
-    return len(tracker) < MAX_OPEN and _free(config) >= KEEP_FREE_BYTES
-
-
-async def watch_disk(stop: Stop, config: JobConfig, tracker: Tracker) -> None:
-    """Stop before the disk is full: what is on its way still needs room."""
-    while True:
-        free = _free(config)
-        if free < MUST_BE_FREE_BYTES or (free < KEEP_FREE_BYTES and not len(tracker)):
-            stop.request(
-                DiskProblem(
-                    f"only {free >> 20} MiB are free for {config.paths.state} and {config.paths.output}; stopped",
-                    remedy="free some space and run the same command",
-                )
-            )
-        await asyncio.sleep(1.0)
-
-
 @asynccontextmanager
 async def open_provider(config: JobConfig, environ: Mapping[str, str]) -> AsyncIterator[Provider]:
     """The service that was asked for; ``emulator`` is started in this process, and keeps its operations in a file."""
@@ -212,10 +182,6 @@ async def open_storage(recovered: Recovered, stop: Stop) -> AsyncIterator[Storag
         yield storage
     finally:
         storage.close(FLUSH_S if stop.hurried.is_set() else None)
-
-
-def _free(config: JobConfig) -> int:
-    return min(free_bytes(config.paths.state), free_bytes(config.paths.output))
 
 
 def _hour_window(config: JobConfig, ledger: Ledger) -> HourWindow:

@@ -49,10 +49,12 @@ class Submitter:
         pacer: Pacer,
         outage: Outage,
         config: JobConfig,
-        has_room: Callable[[], bool],
         accepted: Callable[[int, str, float], None],
     ) -> None:
-        """``accepted`` is told (seq, operation ID, monotonic now) of each acceptance, once it is on disk."""
+        """``accepted`` is told (seq, operation ID, monotonic now) of each acceptance, once it is on disk.
+
+        ``has_room`` may be set: whether one more operation may be opened.
+        """
         self._provider = provider
         self._storage = storage
         self._backlog = backlog
@@ -61,7 +63,7 @@ class Submitter:
         self._gate = Gate()
         self._outage = outage
         self._config = config
-        self._has_room = has_room
+        self.has_room: Callable[[], bool] = lambda: True
         self._accepted = accepted
         self._turn = asyncio.Lock()
         self._proven = False
@@ -114,7 +116,7 @@ class Submitter:
         while not self._stop.is_requested:
             now = time.monotonic()
             wait_s = max(self._pacer.wait_s(now), self._gate.wait_s(now))
-            if wait_s <= 0 and self._has_room():
+            if wait_s <= 0 and self.has_room():
                 self._pacer.take(now)
                 return True
             await self._stop.sleep(max(wait_s, FULL_POLL_S if wait_s <= 0 else 0))

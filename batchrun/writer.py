@@ -42,7 +42,8 @@ class Writer:
 
     def _render(self, ledger: Ledger, batch: Sequence[Answered]) -> list[Line]:
         now = time.time()
-        return [self._line(answered, ledger.row(answered.seq), now) for answered in batch]
+        rows = ledger.rows([answered.seq for answered in batch])
+        return [self._line(answered, rows[answered.seq], now) for answered in batch]
 
     def _line(self, answered: Answered, row: Row, now: float) -> Line:
         parsed = read_again(self._source, row)

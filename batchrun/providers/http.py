@@ -139,8 +139,10 @@ class Http:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._submit.close()
-        await self._poll.close()
+        try:
+            await self._submit.close()
+        finally:
+            await self._poll.close()
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Exchange:
         """POST once: no redirect, no retry.

@@ -213,8 +213,10 @@ class Yandex:
         number = 0 if status is None else _integer(status)
         if number is not None:
             return _STATUSES[number].lower() if 0 <= number < len(_STATUSES) else str(number)
-        name = self._redact(status) if isinstance(status, str) else ""
-        return name.removeprefix(_STATUS_PREFIX).lower()[:64] or "unspecified"
+        name = status.removeprefix(_STATUS_PREFIX) if isinstance(status, str) else ""
+        if name not in _STATUSES:
+            name = self._redact(name)[:64] or "unspecified"
+        return name.lower()
 
     # --- on the wire ----------------------------------------------------------------------------------------
 
@@ -236,7 +238,7 @@ class Yandex:
             match _parse(body):
                 case {"id": str(operation_id)} if _OPERATION_ID.fullmatch(operation_id):
                     return Accepted(operation_id)
-            beginning = self._redact(body[:512].decode(errors="replace"))
+            beginning = self._redact(body[:4096].decode(errors="replace"))[:512]
             log.warning("submit_reply_unreadable", extra={"status": status, "body": beginning})
             return Ambiguous(f"HTTP {status} without an operation ID")
         if status == 501 or (300 <= status < 500 and status not in _MAYBE_FORWARDED):

@@ -159,12 +159,6 @@ def is_locked(paths: JobPaths) -> bool:
     return False
 
 
-def free_bytes(path: Path) -> int:
-    """Bytes an ordinary user may still write where this path is."""
-    found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize
-
-
 def _make_private_directory(path: Path) -> None:
     """Make a 0700 directory, or check the one that is there."""
     try:

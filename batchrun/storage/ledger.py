@@ -6,7 +6,7 @@ import json
 import re
 import sqlite3
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
@@ -150,7 +150,7 @@ class Ledger:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA fullfsync = ON")
-            connection.execute("PRAGMA wal_autocheckpoint = 1000")
+            connection.execute("PRAGMA wal_autocheckpoint = 4000")
             ledger._check_schema()
         return ledger
 
@@ -185,7 +185,7 @@ class Ledger:
     def create(self, *, job_id: str, input_path: str, settings: Settings, now: float) -> None:
         """Make the tables and the job's row, in one transaction."""
         with self.transaction():
-            for statement in _sql("schema.sql").split(";\n"):
+            for statement in _sql("schema.sql").split(";\n\n"):
                 self.connection.execute(statement)
             self._execute(
                 "create_job",
@@ -244,7 +244,7 @@ class Ledger:
         return self.connection.execute(QUERIES[query], values)
 
     def _expect_row(self, query: str, **values: Any) -> None:
-        if self._execute(query, **values).fetchone() is None:
+        if self._execute(query, **values).rowcount != 1:
             raise StateConflict(f"{query}: record {values.get('seq')} is not where it should be")
 
     # --- the job and its runs ---
@@ -298,12 +298,11 @@ class Ledger:
 
     def record_intent(self, record: Record, request_id: str, now: float) -> int:
         """NEW -> INTENT, durable before the POST. Returns the row's ``seq``."""
-        self._execute("count_submission", now=now)
         if record.seq is not None:
             self._expect_row("renew_intent", seq=record.seq, request_id=request_id, now=now)
             return record.seq
         place = record.place
-        seq: int = self._execute(
+        inserted = self._execute(
             "insert_intent",
             line=place.line,
             offset=place.offset,
@@ -312,12 +311,13 @@ class Ledger:
             digest=record.digest,
             request_id=request_id,
             now=now,
-        ).fetchone()[0]
-        return seq
+        )
+        assert inserted.lastrowid is not None
+        return inserted.lastrowid
 
     def record_operation(self, seq: int, operation_id: str, now: float) -> bool:
         """INTENT -> OPEN. False, and the record HELD, if another record has this operation already."""
-        if self._execute("insert_operation", operation_id=operation_id, seq=seq, now=now).fetchone() is None:
+        if self._execute("insert_operation", operation_id=operation_id, seq=seq, now=now).rowcount != 1:
             failure = Failure("held", "the service gave it the operation of another record")
             self.move(seq, State.INTENT, Move(State.HELD, adds_maybe_paid=1, failure=failure), now)
             return False
@@ -375,8 +375,8 @@ class Ledger:
     def row(self, seq: int) -> Row:
         return _row(self._execute("row", seq=seq).fetchone())
 
-    def rows(self, seqs: list[int]) -> list[Row]:
-        return [self.row(seq) for seq in seqs]
+    def rows(self, seqs: Sequence[int]) -> dict[int, Row]:
+        return {raw["seq"]: _row(raw) for raw in self._execute("rows", seqs=json.dumps(seqs))}
 
     def row_of_operation(self, operation_id: str) -> Row | None:
         raw = self._execute("row_of_operation", operation_id=operation_id).fetchone()

@@ -24,8 +24,7 @@ SELECT * FROM run
 -- name: insert_intent
 -- The first sending of a record: its row begins here.
 INSERT INTO record (line, offset, length, id, digest, state, request_id, submitted_at)
-VALUES (:line, :offset, :length, :id, :digest, 'intent', :request_id, :now)
-RETURNING seq;
+VALUES (:line, :offset, :length, :id, :digest, 'intent', :request_id, :now);
 
 -- name: renew_intent
 UPDATE record
@@ -33,13 +32,7 @@ UPDATE record
        request_id   = :request_id,
        submitted_at = :now
  WHERE seq   = :seq
-   AND state = 'new'
-RETURNING seq;
-
--- name: count_submission
-INSERT INTO submission (at_s, posts)
-VALUES (CAST(:now AS INTEGER), 1)
-ON CONFLICT (at_s) DO UPDATE SET posts = posts + 1;
+   AND state = 'new';
 
 -- name: forget_submissions
 DELETE FROM submission
@@ -51,20 +44,18 @@ SELECT at_s, posts FROM submission
  ORDER BY at_s;
 
 -- name: record_operation
--- The provider accepted the record. No row back means another run moved it: stop.
+-- The provider accepted the record. No row changed means another run moved it: stop.
 UPDATE record
    SET state        = 'open',
        operation_id = :operation_id,
        submitted_at = :now
  WHERE seq   = :seq
-   AND state = 'intent'
-RETURNING seq;
+   AND state = 'intent';
 
 -- name: insert_operation
 INSERT INTO operation (operation_id, seq, accepted_at)
 VALUES (:operation_id, :seq, :now)
-ON CONFLICT DO NOTHING
-RETURNING seq;
+ON CONFLICT DO NOTHING;
 
 -- name: move
 -- Any move that is not an acceptance and not a written result.
@@ -80,8 +71,7 @@ UPDATE record
        input_tokens      = :input_tokens,
        output_tokens     = :output_tokens
  WHERE seq   = :seq
-   AND state = :from
-RETURNING seq;
+   AND state = :from;
 
 -- name: move_all
 -- What recovery does with every INTENT row: the reply will never come.
@@ -98,7 +88,7 @@ INSERT INTO record (line, offset, length, digest, state, finished_at, error)
 VALUES (:line, :offset, :length, :digest, 'failed', :now, :error);
 
 -- name: record_done
--- The line is in the output and fsynced. No row back means another run moved it: stop.
+-- The line is in the output and fsynced. No row changed means another run moved it: stop.
 UPDATE record
    SET state         = 'done',
        finished_at   = :now,
@@ -109,8 +99,7 @@ UPDATE record
        out_crc32     = :crc32
  WHERE seq          = :seq
    AND state        = 'open'
-   AND operation_id = :operation_id
-RETURNING seq;
+   AND operation_id = :operation_id;
 
 -- name: save_out_committed
 UPDATE job
@@ -144,6 +133,10 @@ UPDATE job
 -- name: row
 SELECT * FROM record
  WHERE seq = :seq;
+
+-- name: rows
+SELECT * FROM record
+ WHERE seq IN (SELECT value FROM json_each(:seqs));
 
 -- name: row_of_operation
 SELECT record.*
@@ -207,8 +200,7 @@ UPDATE record
        finished_at  = NULL,
        error        = NULL
  WHERE seq   = :seq
-   AND state = 'failed'
-RETURNING seq;
+   AND state = 'failed';
 
 -- name: reopen_refused
 -- Other settings, and nothing accepted under the old ones: what those made fail deserves a new chance.

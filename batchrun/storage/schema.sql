@@ -58,7 +58,7 @@ CREATE TABLE record (
 ) STRICT;
 
 CREATE INDEX record_line ON record (line);
-CREATE INDEX record_live ON record (state) WHERE state IN ('new', 'intent', 'open');
+
 CREATE INDEX record_unwell ON record (line) WHERE state IN ('failed', 'held', 'expired');
 
 -- Every operation ID ever received. One ID twice would mean one answer for two records.
@@ -73,3 +73,19 @@ CREATE TABLE submission (
     at_s  INTEGER PRIMARY KEY,
     posts INTEGER NOT NULL CHECK (posts > 0)
 ) STRICT;
+
+CREATE TRIGGER count_first_submission
+AFTER INSERT ON record WHEN new.state = 'intent'
+BEGIN
+    INSERT INTO submission (at_s, posts)
+    VALUES (CAST(new.submitted_at AS INTEGER), 1)
+    ON CONFLICT (at_s) DO UPDATE SET posts = posts + 1;
+END;
+
+CREATE TRIGGER count_next_submission
+AFTER UPDATE OF state ON record WHEN new.state = 'intent'
+BEGIN
+    INSERT INTO submission (at_s, posts)
+    VALUES (CAST(new.submitted_at AS INTEGER), 1)
+    ON CONFLICT (at_s) DO UPDATE SET posts = posts + 1;
+END;

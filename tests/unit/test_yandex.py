@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import inspect
 import json
 import logging
 import uuid
+from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
+import aiohttp
 import pytest
 from aiohttp import ClientConnectorDNSError, ConnectionTimeoutError
 from aiohttp.client_reqrep import ConnectionKey
@@ -235,6 +239,7 @@ READS: dict[str, tuple[bytes, PollReply]] = {
     "a status of another style": (answered("Paused"), text("paused")),
     "a number yet to be invented": (answered(17), text("17")),
     "no status": (answered(None), text("unspecified")),
+    "a status that is a novel": (answered("A" * 100), text("a" * 64)),
     "a status that is an object": (answered({}), text("unspecified")),
     "tool calls": (
         answered("ALTERNATIVE_STATUS_TOOL_CALLS", {"role": "assistant", "toolCallList": CALLS}),
@@ -396,6 +401,26 @@ def test_read_error(body: bytes, expected: tuple[int | None, str]) -> None:
 
 
 # --- submit and poll ----------------------------------------------------------------------------------------
+
+
+_WANTS_WRITER = "stream_writer" in inspect.signature(aiohttp.ClientResponse.__init__).parameters
+
+
+class _MockedResponse(aiohttp.ClientResponse):
+    """aioresponses 0.7 does not know this parameter of aiohttp 3.14, and every mocked reply would raise."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if _WANTS_WRITER:
+            kwargs.setdefault("stream_writer", Mock(output_size=0))
+        super().__init__(*args, **kwargs)
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
+    """Plays the service without a socket: only complete answers, and errors before anything left."""
+    monkeypatch.setattr("aioresponses.core.ClientResponse", _MockedResponse)
+    with aioresponses() as mocked:
+        yield mocked
 
 
 def submit(service: aioresponses, **reply: Any) -> SubmitReply:

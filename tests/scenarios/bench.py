@@ -1,0 +1,338 @@
+"""The test bench: a folder, an emulator, and the real command line as a process that may be killed at any moment.
+
+``check`` is what every scenario ends with: no record lost or doubled, no second payment without its flag.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+
+from batchrun.cli.verify import verify
+from tests.scenarios.emulator import Emulator, operations_in, submissions_in
+
+KEY = "scenario-key-that-nobody-may-see"
+FAST = ("--rps", "500", "--read-rps", "2000", "--rph", "1000000")
+PATIENCE_S = 30.0
+LOOK_EVERY_S = 0.004
+
+
+def wait_until(holds: Callable[[], bool], what: str, *, while_alive: Running | None = None) -> None:
+    """The only place where time passes: look again and again until it holds."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        if while_alive is not None and not while_alive.is_alive and not holds():
+            raise AssertionError(f"the run ended before {what}: {while_alive.wait()}")
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(LOOK_EVERY_S)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A run that has ended. A signal that killed it is a negative exit code."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def is_silent(self) -> bool:
+        return not self.stdout and not self.stderr
+
+
+class Running:
+    """A run at work. What it prints is kept in files."""
+
+    def __init__(
+        self, command: list[str], *, cwd: Path, env: dict[str, str], captured: Path, ignore: tuple[int, ...] = ()
+    ) -> None:
+        self._captured = captured
+        self._began_at = time.monotonic()
+        with captured.with_suffix(".out").open("wb") as out, captured.with_suffix(".err").open("wb") as err:
+            self._process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                preexec_fn=lambda: _reset_signals(ignore),
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self) -> Ran:
+        """Wait for its end."""
+        exit_code = self._process.wait(timeout=60)
+        seconds = time.monotonic() - self._began_at
+        return Ran(
+            exit_code,
+            self._captured.with_suffix(".out").read_text(),
+            self._captured.with_suffix(".err").read_text(),
+            seconds,
+        )
+
+    def stop(self, number: int) -> Ran:
+        """Send a signal and wait for the end; ``seconds`` count from the signal."""
+        self._began_at = time.monotonic()
+        self.signal(number)
+        return self.wait()
+
+
+def _reset_signals(ignore: tuple[int, ...]) -> None:
+    """A run starts with the signals of an interactive shell, however the tests were started."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN if number in ignore else signal.SIG_DFL)
+
+
+class Bench:
+    """One job in one folder: ``in.jsonl`` -> ``out.jsonl``."""
+
+    def __init__(self, folder: Path, emulator: Emulator, name: str) -> None:
+        self.folder = folder
+        self.emulator = emulator
+        self.cloud_folder = "b1g" + hashlib.sha256(name.encode()).hexdigest()[:17]
+        self.input = folder / "in.jsonl"
+        self.output = folder / "out.jsonl"
+        self.state = folder / "out.jsonl.batchrun"
+        self._captured = folder / "captured"
+        self._captured.mkdir()
+        self._runs: list[Running] = []
+        self._options: tuple[str, ...] = ()
+
+    # --- the input ---
+
+    def records(self, *texts: str) -> None:
+        """An input with these prompts, each its own id."""
+        self.lines(*map(record, texts))
+
+    def lines(self, *lines: str) -> None:
+        """An input of these lines, written over the file that is there."""
+        self.input.write_text("".join(f"{line}\n" for line in lines))
+
+    def append(self, *texts: str) -> None:
+        with self.input.open("a") as file:
+            file.writelines(f"{record(text)}\n" for text in texts)
+
+    def expect(self, text: str, **faults: Any) -> None:
+        """Give one prompt faults of its own, the others none."""
+        self.emulator.change(rules=[{"text": text, **faults}])
+
+    # --- runs ---
+
+    def start(self, *options: str, ignore: tuple[int, ...] = ()) -> Running:
+        """Start ``batchrun in.jsonl -o out.jsonl`` with these options."""
+        self._options = options
+        return self.spawn(*self.command(*options), ignore=ignore)
+
+    def command(self, *options: str) -> list[str]:
+        where = () if "--provider" in options else ("--endpoint", self.emulator.url)
+        return ["in.jsonl", "-o", "out.jsonl", *where, *FAST, *options]
+
+    def spawn(
+        self,
+        *words: str,
+        env: dict[str, str] | None = None,
+        ignore: tuple[int, ...] = (),
+        python: tuple[str, ...] = (),
+    ) -> Running:
+        """Start any batchrun command."""
+        running = Running(
+            [sys.executable, *python, "-m", "batchrun", *words],
+            cwd=self.folder,
+            env=self.environment if env is None else env,
+            captured=self._captured / str(len(self._runs)),
+            ignore=ignore,
+        )
+        self._runs.append(running)
+        return running
+
+    def run(self, *options: str) -> Ran:
+        """Run the job to its end."""
+        return self.start(*options).wait()
+
+    def resume(self) -> Ran:
+        """The same command again."""
+        return self.run(*self._options)
+
+    def verify(self) -> Ran:
+        return self.spawn("verify", "out.jsonl").wait()
+
+    def start_until(self, *options: str, **states: int) -> Running:
+        """Start, and wait until the ledger shows so many records: ``start_until(open=3)``."""
+        running = self.start(*options)
+        wanted = Counter(states)
+        wait_until(lambda: self.states() >= wanted, f"the ledger shows {states}", while_alive=running)
+        return running
+
+    def kill_once(self, *options: str, **states: int) -> None:
+        """Start, and SIGKILL as soon as the ledger shows so many records."""
+        assert self.start_until(*options, **states).stop(signal.SIGKILL).exit_code == -signal.SIGKILL
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """A bare environment with credentials."""
+        return {**self.environment_without_credentials, "YC_API_KEY": KEY, "YC_FOLDER_ID": self.cloud_folder}
+
+    @property
+    def environment_without_credentials(self) -> dict[str, str]:
+        return {"PATH": os.defpath, "HOME": str(self.folder), "LANG": "C.UTF-8"}
+
+    def end(self) -> None:
+        """Kill what a failed test left behind."""
+        for running in self._runs:
+            if running.is_alive:
+                running.stop(signal.SIGKILL)
+
+    # --- what a run leaves ---
+
+    def results(self) -> list[dict[str, Any]]:
+        return _json_lines(self.output)
+
+    def result_ids(self) -> set[Any]:
+        return {result["id"] for result in self.results()}
+
+    def failures(self) -> list[dict[str, Any]]:
+        return _json_lines(self.folder / "out.errors.ndjson")
+
+    def kinds(self) -> dict[Any, str]:
+        """Why each failed record failed, by id."""
+        return {failure["id"]: failure["error"]["kind"] for failure in self.failures()}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the ledger, in the order of their lines; none while there is no ledger."""
+        try:
+            with self.ledger() as connection:
+                found = [dict(row) for row in connection.execute("SELECT * FROM record ORDER BY line")]
+        except sqlite3.OperationalError:
+            return []
+        return [{**row, "id": None if row["id"] is None else json.loads(row["id"])} for row in found]
+
+    def row(self, id: str) -> dict[str, Any]:
+        return next(row for row in self.rows() if row["id"] == id)
+
+    def states(self) -> Counter[str]:
+        """How many records the ledger shows in each state."""
+        try:
+            with self.ledger() as connection:
+                return Counter(dict(connection.execute("SELECT state, count(*) FROM record GROUP BY state").fetchall()))
+        except sqlite3.OperationalError:
+            return Counter()
+
+    @contextlib.contextmanager
+    def ledger(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
+        """The ledger: for reading beside a live run, or for writing when none is at work."""
+        uri = f"{(self.state / 'ledger.db').as_uri()}?mode={'rw' if write else 'ro'}"
+        connection = sqlite3.connect(uri, uri=True)
+        connection.row_factory = sqlite3.Row
+        with contextlib.closing(connection), connection:
+            yield connection
+
+    def log(self) -> list[str]:
+        """The events in ``run.log``, where a test sent the log."""
+        return [line.split()[2] for line in (self.folder / "run.log").read_text().splitlines()]
+
+    # --- what always holds ---
+
+    def check(self, *, journal: Path | None = None, unsent: int = 0) -> None:
+        """Each record stands once in output or failures, and no payment is hidden.
+
+        Args:
+            journal: That of an emulator which ran inside the job.
+            unsent: Records at the end of the input that were not to be sent.
+        """
+        accepted = self.emulator.journal() if journal is None else journal.read_bytes()
+        self._check_records(unsent)
+        self._check_payments(accepted)
+        self._check_ledger()
+        self._check_secrets()
+
+    def _check_records(self, unsent: int) -> None:
+        lines = [number for number, line in enumerate(self.input.read_text().split("\n"), 1) if line.strip()]
+        wanted = Counter(row["line"] for row in self.rows())
+        assert wanted == Counter(lines[: len(lines) - unsent])
+        names = Counter(str(row["id"] or row["line"]) for row in self.rows())
+        assert Counter(str(each["id"] or each["line"]) for each in (*self.results(), *self.failures())) == names
+
+    def _check_payments(self, journal: bytes) -> None:
+        """An operation that failed in passing is not charged, and the ledger counts it."""
+        paid = submissions_in(journal)
+        text_of_operation = {operation["id"]: operation["text"] for operation in operations_in(journal)}
+        lines = self.input.read_bytes().split(b"\n")
+        for row in self.rows():
+            text = _prompt(lines[row["line"] - 1])[:200]
+            allowed = 1 + row["maybe_paid"] + row["failed_operations"]
+            assert paid[text] <= allowed, f"{text!r} was accepted {paid[text]} times, the ledger allows {allowed}"
+            if row["state"] == "done":
+                assert text_of_operation[row["operation_id"]] == text, "the answer to another prompt"
+        operations = Counter(result["operation_id"] for result in self.results())
+        assert operations == Counter(row["operation_id"] for row in self.rows() if row["state"] == "done")
+
+    def _check_ledger(self) -> None:
+        with self.ledger() as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        with contextlib.chdir(self.folder):
+            verified = CliRunner().invoke(verify, ["out.jsonl"])
+        assert verified.exit_code == 0, verified.output
+
+    def _check_secrets(self) -> None:
+        """Neither key nor folder stands in any file, nor in anything that was printed."""
+        for path in self.folder.rglob("*"):
+            if path.is_file():
+                content = path.read_bytes()
+                assert KEY.encode() not in content, path
+                assert self.cloud_folder.encode() not in content, path
+
+    def is_untouched(self) -> bool:
+        """Whether nothing at all was sent."""
+        return self.emulator.count("submits_received") == 0
+
+    # --- a job that is finished already ---
+
+    def take_over(self, other: Bench, journal: bytes) -> None:
+        """Go on with a copy of another bench's job, for which ``journal`` was paid."""
+        shutil.copytree(other.folder, self.folder, dirs_exist_ok=True)
+        self.emulator.remember(journal)
+
+
+def record(text: str, **fields: Any) -> str:
+    """An input line: a prompt that is its own id."""
+    return json.dumps({"id": text, "prompt": text, **fields})
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _prompt(line: bytes) -> str:
+    """The prompt of an input line; of a bad line, nothing."""
+    try:
+        parsed = json.loads(line)
+    except ValueError:
+        return ""
+    return parsed if isinstance(parsed, str) else str(parsed.get("prompt", ""))
