@@ -32,8 +32,8 @@ fix: .venv/.installed ## format the code and mend what lint can mend
 bench: .venv/.installed ## measure throughput against the emulator
 	@.venv/bin/python -m tests.bench
 
-clean: ## remove .venv, caches and build products
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+clean: ## remove .venv, the demo's files, caches and build products
+	@rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	@find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is written last, so a set-up that was interrupted starts over.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 USAGE = 2
 INPUT = 3
 DECISION = 4
@@ -18,6 +20,7 @@ class BatchrunError(Exception):
     """
 
     exit_code = BUG
+    label = "error"
 
     def __init__(self, cause: str, *, remedy: str) -> None:
         super().__init__(cause)
@@ -68,6 +71,8 @@ class NoSuccess(TryLater):
 class Interrupted(BatchrunError):
     """A signal asked for the end. The exit code is the shell's: 128 and the signal's number."""
 
+    label = "stopped"
+
     def __init__(self, signal_number: int) -> None:
-        super().__init__("stopped by a signal", remedy="run the same command again to continue")
+        super().__init__(f"by {signal.Signals(signal_number).name}", remedy="run the same command again to continue")
         self.exit_code = 128 + signal_number

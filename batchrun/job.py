@@ -12,7 +12,7 @@ from typing import Any
 
 from batchrun.channel import Channel
 from batchrun.config import JobConfig
-from batchrun.errors import BatchrunError, Interrupted
+from batchrun.errors import BatchrunError, DiskProblem, Interrupted
 from batchrun.log import event
 from batchrun.pacing import HOUR_S, HourWindow, Outage, Pacer
 from batchrun.providers.base import Provider
@@ -77,7 +77,7 @@ def work_through(
 ) -> BatchrunError | None:
     """Run the event loop. Returns why it stopped early, if it did."""
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(work(config, recovered, environ, screen))
     except BatchrunError as problem:
         return problem
@@ -167,8 +167,12 @@ async def open_provider(config: JobConfig, environ: Mapping[str, str]) -> AsyncI
 
     nobody = Credentials("Api-Key emulator", "b1gemulator000000000")
     faults = emulator.Settings.parse(config.emulator_faults)
+    try:
+        started = await emulator.start(faults, journal=config.paths.emulator_journal)
+    except (OSError, ValueError) as error:
+        raise DiskProblem(f"the emulator cannot start: {error}", remedy="see to its file, or --new-run") from error
     async with (
-        await emulator.start(faults, journal=config.paths.emulator_journal) as server,
+        started as server,
         connect(nobody, endpoint=server.url, name="emulator") as provider,
     ):
         yield provider
@@ -195,7 +199,8 @@ def _interrupt(number: int) -> None:
     raise Interrupted(number)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's event loop where it is installed, else asyncio's own."""
     try:
         import uvloop
     except ImportError:

@@ -5,17 +5,31 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any
 
-from batchrun.redact import redact
+from batchrun.redact import Redactor
 
 LOGGER = logging.getLogger("batchrun")
 LOGGER.addHandler(logging.NullHandler())
 LOGGER.propagate = False
 
+_redactor = Redactor()
+
+
+def keep_secret(secrets: Iterable[str]) -> None:
+    """From now on these exact texts appear in no log line and no message, whatever their shape."""
+    global _redactor
+    _redactor = Redactor(secrets)
+
+
+def redact(text: str) -> str:
+    """The text without secrets and control characters, at most 2 KiB of it."""
+    return _redactor(text)
+
 
 def event(name: str, level: int = logging.INFO, **fields: Any) -> None:
-    """Log one event. Levels: DEBUG for one operation or request, INFO for the job, WARNING for what a person may need."""
+    """Log one event: DEBUG for one operation or request, INFO for the job, WARNING for what a person may need."""
     LOGGER.log(level, name, extra={"fields": fields})
 
 

@@ -293,7 +293,7 @@ def _after_ambiguous(reason: str, history: History, on_ambiguous: OnAmbiguous) -
 
 
 def after_crash(on_ambiguous: OnAmbiguous) -> Move:
-    """What the end of the process means for a record that was INTENT: the reply is lost, but not the service's fault."""
+    """What the end of the process means for a record that was INTENT: its reply will never be read."""
     if on_ambiguous == "hold":
         return Move(State.HELD, failure=Failure("held", "may have been accepted: batchrun ended before the reply"))
     return Move(State.NEW, adds_maybe_paid=1)

@@ -59,8 +59,9 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
         held.callback(jobdir.release)
         ledger = held.enter_context(closing(Ledger.open(jobdir.make_ledger_file())))
         is_new = not ledger.exists()
-        if is_new:
+        if is_new or not ledger.has_operations():
             refuse_foreign_files(config.paths)
+        if is_new:
             job_id = uuid.uuid4().hex[:8]
             ledger.create(job_id=job_id, input_path=str(config.input), settings=config.settings, now=now)
         results = None if is_new else held.enter_context(closing(open_output(ledger, config.paths)))
@@ -122,7 +123,7 @@ def start_over(jobdir: JobDir, now: float) -> JobDir:
 
 
 def refuse_foreign_files(paths: JobPaths) -> None:
-    """A new job must not write into files that it did not make."""
+    """A job that has no answer yet must not write into files that it did not make."""
     for path in (paths.output, paths.failures):
         if path.exists() and (path.stat().st_size or not path.is_file()):
             raise InputProblem(
@@ -159,6 +160,8 @@ def _lock_output(paths: JobPaths, *, create: bool) -> Results:
     except (BlockingIOError, FileExistsError) as error:
         raise AlreadyRunning(paths.output, {}) from error
     except OSError as error:
+        if paths.output.is_symlink():
+            raise InputProblem(f"{paths.output} is a link", remedy="name the file itself with -o") from error
         raise full_disk(paths.output, error) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 import uuid
@@ -129,7 +130,11 @@ class Submitter:
         if self._first_post:
             self._first_post = False
             event("first_post", line=record.place.line)
-        reply = await self._provider.submit(body, request_id)
+        try:
+            reply = await self._provider.submit(body, request_id)
+        except CredentialsRefused as problem:  # not our peer: nothing left
+            self._stop.request(problem)
+            reply = Unreachable(problem.cause)
         if isinstance(reply, Accepted):
             await self._open(seq, reply.operation_id)
         self._note(record, reply, request_id)
@@ -140,13 +145,13 @@ class Submitter:
             self._accepted(seq, operation_id, time.monotonic())
         else:
             self._backlog.settled(State.HELD)
-            event("operation_given_twice", 30, operation_id=operation_id)
+            event("operation_given_twice", logging.WARNING, operation_id=operation_id)
 
     def _note(self, record: Record, reply: SubmitReply, request_id: str) -> None:
         """Tell pacer, gate and outage what the reply says about the service."""
         now = time.monotonic()
         if is_detailed():
-            event("posted", 10, line=record.place.line, reply=type(reply).__name__, request_id=request_id)
+            event("posted", logging.DEBUG, line=record.place.line, reply=type(reply).__name__, request_id=request_id)
         match reply:
             case Accepted():
                 self._proven = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import logging
 import random
 import time
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ class Tracker:
         outage: Outage,
         operations: Sequence[tuple[int, str, float]],
     ) -> None:
-        """``operations``: (seq, ID, accepted at in Unix seconds) of an earlier run, oldest first: polled once at once."""
+        """``operations``: (seq, ID, accepted at in Unix seconds) of an earlier run, oldest first: polled at once."""
         self._provider = provider
         self._storage = storage
         self._backlog = backlog
@@ -131,10 +132,14 @@ class Tracker:
 
     async def _poll(self, operation: Due, out: Channel[Answered]) -> None:
         _, seq, operation_id, accepted_at = operation
-        reply = await self._provider.poll(operation_id)
+        try:
+            reply = await self._provider.poll(operation_id)
+        except CredentialsRefused as problem:
+            self._stop.request(problem)
+            reply = PollFailed(problem.cause)
         now = time.monotonic()
         if is_detailed():
-            event("polled", 10, operation_id=operation_id, reply=type(reply).__name__)
+            event("polled", logging.DEBUG, operation_id=operation_id, reply=type(reply).__name__)
         self._note(seq, reply, now, now - accepted_at)
         verdict = decide(
             reply, age_s=now - accepted_at, trouble_s=self._trouble_s(seq, reply, now), policy=self._policy
@@ -167,7 +172,7 @@ class Tracker:
             self._stop.request(
                 CredentialsRefused(
                     f"the service refuses to show our operations ({reply.status}: {reply.reason})",
-                    remedy="set YC_API_KEY or YC_IAM_TOKEN anew and run the same command; the answers are kept for days",
+                    remedy="set YC_API_KEY or YC_IAM_TOKEN anew and run the same command; answers are kept for days",
                 )
             )
         elif reply.status != 429 and self._outage.failed(now):
@@ -185,7 +190,7 @@ class Tracker:
             self._stop.request(
                 CredentialsRefused(
                     f"the service finds none of the last {STRANGERS_IN_A_ROW} operations",
-                    remedy="is this the key of the account that sent them? They stay open; run again with the right one",
+                    remedy="is this the key of the account that sent them? They stay open; run again with it",
                 )
             )
 
@@ -200,7 +205,7 @@ class Tracker:
         row = await self._storage.do(Ledger.row, seq)
         move = after_failure(failure, row.history)
         await self._storage.do(Ledger.move, seq, State.OPEN, move, time.time())
-        event("operation_failed", 10, line=row.place.line, kind=failure.kind, code=failure.code, to=move.to)
+        event("operation_failed", logging.DEBUG, line=row.place.line, kind=failure.kind, code=failure.code, to=move.to)
         if move.to is State.NEW:
             self._backlog.give_back(seq, backoff_s(move.adds_failed_operation, random.random()))
         else:

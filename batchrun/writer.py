@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import time
@@ -20,7 +21,7 @@ from batchrun.log import event
 from batchrun.record import Prompt, Settings
 from batchrun.storage.jobdir import JobPaths
 from batchrun.storage.ledger import Ledger, Row
-from batchrun.storage.results import sync, sync_directory, write_at
+from batchrun.storage.results import full_disk, sync, sync_directory, write_at
 from batchrun.storage.thread import Line, Storage
 from batchrun.tracker import Answered
 
@@ -48,7 +49,7 @@ class Writer:
     def _line(self, answered: Answered, row: Row, now: float) -> Line:
         parsed = read_again(self._source, row)
         if parsed is None:
-            event("input_line_changed", 30, line=row.place.line)
+            event("input_line_changed", logging.WARNING, line=row.place.line)
         result = result_of(answered, row, parsed, self._settings, now)
         return Line(row.seq, answered.operation_id, one_line(result), answered.answer.usage, now)
 
@@ -112,6 +113,13 @@ def _model(prompt: Prompt | None, settings: Settings) -> str:
 
 def write_failures(ledger: Ledger, source: Source, paths: JobPaths) -> None:
     """Bring the failures file in step with the ledger, in one rename; no failures, no file."""
+    try:
+        _replace_failures(ledger, source, paths)
+    except OSError as error:
+        raise full_disk(paths.failures, error) from error
+
+
+def _replace_failures(ledger: Ledger, source: Source, paths: JobPaths) -> None:
     lines = _failure_lines(ledger, source)
     first = next(lines, None)
     if first is None:
@@ -119,7 +127,8 @@ def write_failures(ledger: Ledger, source: Source, paths: JobPaths) -> None:
             paths.failures.unlink()
             sync_directory(paths.failures.parent)
         return
-    temporary = paths.failures.with_name(f".{paths.failures.name}.{os.getpid()}")
+    temporary = paths.failures.with_name(f".{paths.failures.name}.new")
+    temporary.unlink(missing_ok=True)  # of a run that was killed here
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         at = 0

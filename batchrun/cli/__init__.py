@@ -12,6 +12,7 @@ import click
 import batchrun
 from batchrun.cli.report import report_bug, report_problem
 from batchrun.errors import USAGE, BatchrunError
+from batchrun.log import keep_secret
 
 VERBS = {
     "Work": {"run": "send a file (* runs when no command is named)"},
@@ -83,6 +84,7 @@ def cli() -> None:
 
 def main() -> None:
     """The console script."""
+    keep_secret(os.environ.get(name, "").strip() for name in ("YC_API_KEY", "YC_IAM_TOKEN", "YC_FOLDER_ID"))
     try:
         cli.main(prog_name="batchrun", standalone_mode=False)
     except click.exceptions.Exit as leave:

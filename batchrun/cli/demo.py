@@ -10,8 +10,7 @@ import click
 import batchrun
 from batchrun.cli import CONTEXT
 from batchrun.cli.report import say
-from batchrun.cli.run import run, run_job
-from batchrun.config import JobConfig
+from batchrun.cli.run import config_of, run, run_job
 from batchrun.errors import UsageProblem
 
 OUTPUT = Path("demo/out.jsonl")
@@ -25,14 +24,13 @@ def demo() -> None:
 
     Nothing leaves this machine and no account is needed. The answers are invented.
     """
-    from batchrun.cli.run import config_of
-
     OUTPUT.parent.mkdir(exist_ok=True)
     prompts = sample_prompts()
     words = [str(prompts), "-o", str(OUTPUT), "--provider", "emulator", "--emulator-faults", FAULTS, "--rps", RPS]
+    if OUTPUT.exists():
+        say("demo/ is there already: this goes on with it; rm -r demo begins anew")
     say(f"batchrun {' '.join(words)}")
-    config: JobConfig = config_of(run.make_context("run", words).params)
-    code = run_job(config, quiet=False, always_say=True)
+    code = run_job(config_of(run.make_context("run", words).params), quiet=False, always_say=True)
     say("These answers are invented by the emulator. For real ones: README, 'Use it'.")
     sys.exit(code)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from batchrun import emulator as server
 from batchrun.cli import CONTEXT
 from batchrun.errors import UsageProblem
 
@@ -24,10 +25,20 @@ def emulator(port: int, faults: str, journal: Path | None) -> None:
       batchrun emulator --port 8080 --faults lost=0.02,refuse=0.03,seed=7
       YC_API_KEY=any YC_FOLDER_ID=any batchrun in.jsonl -o out.jsonl --endpoint http://127.0.0.1:8080
     """
-    from batchrun import emulator as server
-
+    settings = settings_of(faults, "--faults")
     try:
-        settings = server.Settings.parse(faults)
+        server.serve_forever(settings, host="127.0.0.1", port=port, journal=journal)
+    except (OSError, ValueError) as error:
+        raise UsageProblem(f"the emulator cannot start: {error}", remedy="another --port or --journal") from error
+
+
+def settings_of(text: str, option: str) -> server.Settings:
+    """The faults an option names.
+
+    Raises:
+        UsageProblem: the emulator does not know one of them.
+    """
+    try:
+        return server.Settings.parse(text)
     except ValueError as error:
-        raise UsageProblem(f"--faults: {error}", remedy="docs/emulator.md lists them") from error
-    server.serve_forever(settings, host="127.0.0.1", port=port, journal=journal)
+        raise UsageProblem(f"{option}: {error}", remedy="docs/emulator.md lists them") from error

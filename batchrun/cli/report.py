@@ -12,8 +12,7 @@ from datetime import datetime
 import click
 
 from batchrun.errors import BUG, RUN_AGAIN, BatchrunError
-from batchrun.log import LOGGER, LineFormatter, event
-from batchrun.redact import redact
+from batchrun.log import LOGGER, LineFormatter, event, redact
 from batchrun.storage.jobdir import AlreadyRunning
 
 DAY_S = 24 * 3600
@@ -39,7 +38,7 @@ def report_problem(problem: BatchrunError) -> int:
         *first, cause = problem.cause.split("\n")
         for line in first:
             say(redact(line))
-        say(redact(cause) if first else f"error: {redact(cause)}")
+        say(redact(cause) if first else f"{problem.label}: {redact(cause)}")
         say(f"  {redact(problem.remedy)}")
     return problem.exit_code
 

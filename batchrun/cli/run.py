@@ -11,10 +11,12 @@ from typing import Any
 import click
 
 from batchrun import config as defaults
+from batchrun.cli.emulator import settings_of
 from batchrun.cli.report import report_problem, say
 from batchrun.config import JobConfig, read_rps_for
 from batchrun.errors import DiskProblem, UsageProblem
 from batchrun.log import LOGGER, LineFormatter
+from batchrun.providers.http import check_endpoint
 from batchrun.record import OnAmbiguous, Settings
 from batchrun.storage.jobdir import JobPaths
 from batchrun.summary import Summary, details, headline
@@ -187,6 +189,10 @@ def config_of(options: dict[str, Any]) -> JobConfig:
         raise DiskProblem(f"{options['output'].parent} is not a directory", remedy="make it, or choose another -o")
     if options["emulator_faults"] and options["provider"] != "emulator":
         raise UsageProblem("--emulator-faults goes with --provider emulator", remedy="leave one of them out")
+    if options["provider"] == "emulator":
+        settings_of(options["emulator_faults"], "--emulator-faults")
+    if options["endpoint"] is not None:
+        check_endpoint(options["endpoint"])
     on_ambiguous: OnAmbiguous = options["on_ambiguous"]
     return JobConfig(
         input=options["input"],
@@ -233,6 +239,7 @@ def start_log(path: Path | None, *, verbose: bool) -> None:
         raise DiskProblem(f"{path} cannot be written", remedy="choose another --log-file") from error
     handler.setFormatter(LineFormatter())
     LOGGER.addHandler(handler)
+    logging.getLogger().addHandler(handler)  # what libraries say, redacted as well
     LOGGER.setLevel(logging.DEBUG if verbose else logging.INFO)
 
 

@@ -1,8 +1,8 @@
 """What a provider is: two pure functions about bytes and two calls.
 
-``build`` and ``read`` are pure, so each vendor file is tested by tables of bytes. ``submit`` and ``poll`` never raise for
-anything the network or the service does: every such thing is a reply. They raise a ``BatchrunError`` only for what
-no retry can mend (a certificate that does not verify).
+``build`` and ``read`` are pure, so each vendor file is tested by tables of bytes. ``submit`` and ``poll`` never raise
+for anything the network or the service does: every such thing is a reply. They raise ``CredentialsRefused`` only for
+what no retry can mend (a certificate that does not verify).
 """
 
 from __future__ import annotations

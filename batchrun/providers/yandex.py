@@ -13,6 +13,7 @@ from typing import Any, Self
 import orjson
 
 from batchrun.errors import CredentialsRefused, UsageProblem
+from batchrun.log import event
 from batchrun.providers.http import Http, MayHaveLeft, NothingLeft, Oversize, Reply, check_endpoint
 from batchrun.record import (
     Accepted,
@@ -49,8 +50,6 @@ _HTML = "an HTML page"
 _STATUS_PREFIX = "ALTERNATIVE_STATUS_"
 _STATUSES = ("UNSPECIFIED", "PARTIAL", "TRUNCATED_FINAL", "FINAL", "CONTENT_FILTER", "TOOL_CALLS")
 _FINISH_REASONS = {"final": "stop", "truncated_final": "length"}
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +238,7 @@ class Yandex:
                 case {"id": str(operation_id)} if _OPERATION_ID.fullmatch(operation_id):
                     return Accepted(operation_id)
             beginning = self._redact(body[:4096].decode(errors="replace"))[:512]
-            log.warning("submit_reply_unreadable", extra={"status": status, "body": beginning})
+            event("submit_reply_unreadable", logging.WARNING, status=status, body=beginning)
             return Ambiguous(f"HTTP {status} without an operation ID")
         if status == 501 or (300 <= status < 500 and status not in _MAYBE_FORWARDED):
             code, message = self._read_error(body)

@@ -229,6 +229,8 @@ class Ledger:
     def _translated(self) -> Iterator[None]:
         try:
             yield
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+            raise  # a bug of ours, not of the disk
         except sqlite3.DatabaseError as error:
             raise self._problem(error) from error
 
@@ -319,7 +321,7 @@ class Ledger:
         """INTENT -> OPEN. False, and the record HELD, if another record has this operation already."""
         if self._execute("insert_operation", operation_id=operation_id, seq=seq, now=now).rowcount != 1:
             failure = Failure("held", "the service gave it the operation of another record")
-            self.move(seq, State.INTENT, Move(State.HELD, adds_maybe_paid=1, failure=failure), now)
+            self.move(seq, State.INTENT, Move(State.HELD, failure=failure), now)
             return False
         self._expect_row("record_operation", seq=seq, operation_id=operation_id, now=now)
         return True

@@ -121,8 +121,8 @@ class Results:
     def keep_until(self, start: int, end: int, quarantine: Path) -> int:
         """Keep the bytes from ``start`` to ``end`` and move whatever follows to ``quarantine``. Returns bytes moved.
 
-        The kept bytes are written over themselves: they may be visible and not durable, and after an earlier failed sync
-        only a fresh write makes the next one real.
+        The kept bytes are written over themselves: they may be visible and not durable, and after an earlier failed
+        sync only a fresh write makes the next one real.
         """
         cut = self.size() - end
         if cut:

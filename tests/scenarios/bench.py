@@ -60,7 +60,14 @@ class Running:
     """A run at work. What it prints is kept in files."""
 
     def __init__(
-        self, command: list[str], *, cwd: Path, env: dict[str, str], captured: Path, ignore: tuple[int, ...] = ()
+        self,
+        command: list[str],
+        *,
+        cwd: Path,
+        env: dict[str, str],
+        captured: Path,
+        ignore: tuple[int, ...] = (),
+        shown_on: int | None = None,
     ) -> None:
         self._captured = captured
         self._began_at = time.monotonic()
@@ -70,8 +77,8 @@ class Running:
                 cwd=cwd,
                 env=env,
                 stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
+                stdout=out if shown_on is None else shown_on,
+                stderr=err if shown_on is None else shown_on,
                 preexec_fn=lambda: _reset_signals(ignore),
             )
 
@@ -121,7 +128,7 @@ class Bench:
         self.output = folder / "out.jsonl"
         self.state = folder / "out.jsonl.batchrun"
         self._captured = folder / "captured"
-        self._captured.mkdir()
+        self._captured.mkdir(exist_ok=True)
         self._runs: list[Running] = []
         self._options: tuple[str, ...] = ()
 
@@ -160,14 +167,22 @@ class Bench:
         env: dict[str, str] | None = None,
         ignore: tuple[int, ...] = (),
         python: tuple[str, ...] = (),
+        shown_on: int | None = None,
     ) -> Running:
-        """Start any batchrun command."""
+        """Start any batchrun command.
+
+        Args:
+            ignore: Signals it inherits as ignored.
+            python: Options for the interpreter.
+            shown_on: A terminal or pipe for what it prints, instead of files.
+        """
         running = Running(
             [sys.executable, *python, "-m", "batchrun", *words],
             cwd=self.folder,
             env=self.environment if env is None else env,
             captured=self._captured / str(len(self._runs)),
             ignore=ignore,
+            shown_on=shown_on,
         )
         self._runs.append(running)
         return running
@@ -183,9 +198,9 @@ class Bench:
     def verify(self) -> Ran:
         return self.spawn("verify", "out.jsonl").wait()
 
-    def start_until(self, *options: str, **states: int) -> Running:
+    def start_until(self, *options: str, ignore: tuple[int, ...] = (), **states: int) -> Running:
         """Start, and wait until the ledger shows so many records: ``start_until(open=3)``."""
-        running = self.start(*options)
+        running = self.start(*options, ignore=ignore)
         wanted = Counter(states)
         wait_until(lambda: self.states() >= wanted, f"the ledger shows {states}", while_alive=running)
         return running
@@ -273,7 +288,7 @@ class Bench:
         self._check_secrets()
 
     def _check_records(self, unsent: int) -> None:
-        lines = [number for number, line in enumerate(self.input.read_text().split("\n"), 1) if line.strip()]
+        lines = [number for number, line in enumerate(self.input.read_bytes().split(b"\n"), 1) if line.strip()]
         wanted = Counter(row["line"] for row in self.rows())
         assert wanted == Counter(lines[: len(lines) - unsent])
         names = Counter(str(row["id"] or row["line"]) for row in self.rows())
@@ -297,7 +312,7 @@ class Bench:
         with self.ledger() as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         with contextlib.chdir(self.folder):
-            verified = CliRunner().invoke(verify, ["out.jsonl"])
+            verified = CliRunner().invoke(verify, [str(self.output)])
         assert verified.exit_code == 0, verified.output
 
     def _check_secrets(self) -> None:
@@ -317,6 +332,8 @@ class Bench:
     def take_over(self, other: Bench, journal: bytes) -> None:
         """Go on with a copy of another bench's job, for which ``journal`` was paid."""
         shutil.copytree(other.folder, self.folder, dirs_exist_ok=True)
+        with self.ledger(write=True) as connection:
+            connection.execute("UPDATE job SET input_inode = ?", (self.input.stat().st_ino,))
         self.emulator.remember(journal)
 
 

@@ -1,0 +1,116 @@
+"""An input that is not what it was: between two runs, or under a run's hands."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from tests.scenarios.bench import Bench, record, wait_until
+
+
+def test_ten_records_first_and_then_the_whole_file(bench: Bench) -> None:
+    bench.records(*(f"prompt {number}" for number in range(15)))
+    assert bench.run("--limit", "10").exit_code == 0
+    assert len(bench.results()) == 10
+    bench.check(unsent=5)
+    assert bench.run().exit_code == 0
+    assert set(bench.emulator.submissions.values()) == {1}
+    bench.check()
+
+
+def test_appended_lines_are_new_work(finished: Bench) -> None:
+    finished.append("d")
+    assert finished.run().exit_code == 0
+    assert finished.emulator.submissions == {"a": 1, "b": 1, "c": 1, "d": 1}
+    finished.check()
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        pytest.param((record("a"), record("b", note="new"), record("c")), "in.jsonl:2: changed", id="changed"),
+        pytest.param((record("a"), record("c")), "in.jsonl:2: gone", id="deleted"),
+        pytest.param((record("a"), "{", record("c")), "in.jsonl:2: gone", id="broken"),
+    ],
+)
+def test_an_answered_line_that_changed_is_refused_and_nothing_is_touched(
+    finished: Bench, lines: tuple[str, ...], named: str
+) -> None:
+    """Fails if ``conflicts`` leaves out the rows that are DONE."""
+    before = finished.output.read_bytes(), finished.rows()
+    finished.lines(*lines)
+    ran = finished.run()
+    assert ran.exit_code == 3
+    assert named in ran.stderr
+    assert (finished.output.read_bytes(), finished.rows()) == before
+    assert finished.is_untouched()
+
+
+def test_lines_in_another_order_go_on_where_ids_are_unique(finished: Bench) -> None:
+    """Fails if rows are matched by line although every record has an id."""
+    finished.records("d", "c", "a", "b")
+    assert finished.run().exit_code == 0
+    assert finished.emulator.submissions == {"a": 1, "b": 1, "c": 1, "d": 1}
+    finished.check()
+
+
+def test_a_repaired_line_is_new_work(finished: Bench) -> None:
+    """Fails if ``forget_bad_lines`` is left out: the row of the bad line would stand for the good one."""
+    finished.lines(record("a"), record("b"), record("c"), "{oops")
+    assert finished.run().exit_code == 1
+    assert finished.kinds() == {None: "bad_input"}
+    finished.check()
+    finished.records("a", "b", "c", "d")
+    assert finished.run().exit_code == 0
+    assert finished.failures() == []
+    assert finished.emulator.submissions == {"a": 1, "b": 1, "c": 1, "d": 1}
+    finished.check()
+
+
+@pytest.mark.parametrize("change", ["edited", "shortened", "replaced"])
+def test_an_input_that_changes_while_it_is_read_stops_the_run(bench: Bench, change: str) -> None:
+    """Fails if ``_check_unchanged`` compares less than inode, time, size and the bytes that were checked."""
+    bench.lines(*(json.dumps(f"{number:04} {'word ' * 220}") for number in range(1900)))  # more than the queue holds
+    bench.emulator.change(slow=0.2)
+    running = bench.start_until("--rps", "2000", open=8)
+    content = bench.input.read_bytes()
+    if change == "replaced":
+        (bench.folder / "new.jsonl").write_bytes(content.replace(b"word", b"verb"))
+        os.replace(bench.folder / "new.jsonl", bench.input)
+    elif change == "edited":
+        with bench.input.open("r+b") as file:
+            file.write(content.replace(b"word", b"verb"))
+    else:
+        os.truncate(bench.input, len(content) - 1000)
+    bench.emulator.change(slow=0)
+    ran = running.wait()
+    assert ran.exit_code == 3
+    assert "was changed while it was read" in ran.stderr
+    assert bench.states()["intent"] == 0
+    assert set(bench.emulator.submissions.values()) == {1}
+
+
+def test_an_input_that_grows_while_it_is_read_is_finished_as_far_as_it_was_checked(bench: Bench) -> None:
+    """Fails if the reader goes on to the end of the file instead of the end that was checked."""
+    bench.records("a", "b", "c")
+    running = bench.start_until(open=1)
+    bench.append("d")
+    assert running.wait().exit_code == 0
+    assert bench.result_ids() == {"a", "b", "c"}
+    bench.check(unsent=1)
+    assert bench.run().exit_code == 0
+    assert bench.emulator.submissions == {"a": 1, "b": 1, "c": 1, "d": 1}
+    bench.check()
+
+
+def test_an_input_that_grows_under_a_long_run_does_not_stop_it(bench: Bench) -> None:
+    """Fails if every new modification time counts as a change."""
+    bench.lines(*(json.dumps(f"{number:04} {'word ' * 220}") for number in range(1900)))
+    bench.emulator.change(slow=0.2)
+    running = bench.start_until("--rps", "2000", "--log-file", "run.log", open=8)
+    bench.append("the last")
+    bench.emulator.change(slow=0)
+    wait_until(lambda: "input_grew" in bench.log(), "the growth is seen", while_alive=running)
+    assert bench.states()["failed"] == 0

@@ -1,0 +1,99 @@
+"""The output between two runs: what we wrote is trusted only as far as the ledger knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.scenarios.bench import Bench
+
+
+def _edit(output: Path) -> None:
+    content = output.read_bytes()
+    output.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+
+
+def _truncate(output: Path) -> None:
+    output.write_bytes(b"".join(output.read_bytes().splitlines(keepends=True)[:-1]))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(_edit, "was edited"), (_truncate, "is shorter than it was"), (Path.unlink, "is gone")],
+    ids=["edited_at_its_end", "truncated", "deleted"],
+)
+def test_an_output_that_somebody_changed_is_refused_and_left_as_it_is(
+    finished: Bench, damage: Callable[[Path], None], said: str
+) -> None:
+    """Fails if ``open_output`` leaves out the check of that kind."""
+    finished.append("d")
+    damage(finished.output)
+    before = finished.output.read_bytes() if finished.output.exists() else None, finished.rows()
+    ran = finished.run()
+    assert ran.exit_code == 3
+    assert said in ran.stderr
+    assert (finished.output.read_bytes() if finished.output.exists() else None, finished.rows()) == before
+    assert finished.is_untouched()
+
+
+def test_an_output_without_its_ledger_is_not_written_to(bench: Bench) -> None:
+    bench.records("a")
+    bench.output.write_text("somebody's work\n")
+    ran = bench.run()
+    assert ran.exit_code == 3
+    assert "no ledger that knows it" in ran.stderr
+    assert bench.output.read_text() == "somebody's work\n"
+    assert bench.is_untouched()
+
+
+def uncommit_the_last_line(bench: Bench) -> bytes:
+    """Take the ledger back to just before the last commit, as a kill between fsync and commit leaves it."""
+    with bench.ledger(write=True) as connection:
+        before, last = connection.execute(
+            "SELECT seq, out_offset FROM record WHERE state = 'done' ORDER BY out_offset DESC LIMIT 2"
+        ).fetchall()[::-1]
+        connection.execute(
+            "UPDATE record SET state = 'open', out_offset = NULL, out_length = NULL, out_crc32 = NULL WHERE seq = ?",
+            (last["seq"],),
+        )
+        connection.execute("UPDATE job SET out_committed = ?, out_last_seq = ?", (last["out_offset"], before["seq"]))
+        connection.execute("UPDATE run SET ended_at = NULL, exit_code = NULL")
+    return bench.output.read_bytes()[last["out_offset"] :]
+
+
+FOREIGN = b'{"line": 2, "operation_id": "d7qforeign", "text": "not ours"}\n'
+
+
+@pytest.mark.parametrize(
+    ("tail_of", "cut_of", "polls"),
+    [
+        pytest.param(lambda line: line, lambda line: b"", 0, id="a_whole_line"),
+        pytest.param(lambda line: line[:-9], lambda line: line[:-9], 1, id="a_torn_line"),
+        pytest.param(lambda line: line[:-1], lambda line: line[:-1], 1, id="all_but_its_line_end"),
+        pytest.param(lambda line: bytes(len(line)), lambda line: bytes(len(line)), 1, id="zeros"),
+        pytest.param(lambda line: line + bytes(99), lambda line: bytes(99), 0, id="a_whole_line_and_zeros"),
+        pytest.param(lambda line: FOREIGN + line, lambda line: FOREIGN + line, 1, id="a_foreign_line_first"),
+        pytest.param(lambda line: line + FOREIGN, lambda line: FOREIGN, 0, id="a_foreign_line_after_it"),
+        pytest.param(lambda line: line + line, lambda line: line, 0, id="the_line_twice"),
+        pytest.param(lambda line: b"", lambda line: b"", 1, id="nothing"),
+    ],
+)
+def test_a_tail_that_was_never_committed_is_mended(
+    finished: Bench, tail_of: Callable[[bytes], bytes], cut_of: Callable[[bytes], bytes], polls: int
+) -> None:
+    """A whole line is adopted and not fetched again; whatever else is there goes to quarantine, byte for byte.
+
+    Fails if ``walk_tail`` adopts nothing, or does not stop at the first line that is not right.
+    """
+    line = uncommit_the_last_line(finished)
+    committed = finished.output.read_bytes().removesuffix(line)
+    finished.output.write_bytes(committed + tail_of(line))
+    assert finished.run().exit_code == 0
+    assert finished.emulator.count("polls_received") == polls
+    assert finished.emulator.count("submits_received") == 0
+    quarantined = sorted((finished.state / "quarantine").glob("*"))
+    assert b"".join(path.read_bytes() for path in quarantined) == cut_of(line)
+    assert finished.output.read_bytes().startswith(committed)
+    finished.check()

@@ -1,0 +1,45 @@
+"""Settings belong to the job as soon as something was accepted under them."""
+
+from __future__ import annotations
+
+from tests.scenarios.bench import Bench
+
+
+def test_other_settings_are_refused_once_something_was_accepted(finished: Bench) -> None:
+    """Fails if ``settle_settings`` saves other settings although ``has_operations``."""
+    finished.append("d")
+    before = finished.output.read_bytes(), finished.rows()
+    ran = finished.run("--temperature", "0.5")
+    assert ran.exit_code == 3
+    assert "temperature not set, now 0.5" in ran.stderr
+    assert (finished.output.read_bytes(), finished.rows()) == before
+    assert finished.is_untouched()
+
+
+def test_requests_refused_alike_at_the_start_fail_nothing_and_other_settings_are_free(bench: Bench) -> None:
+    """Fails if the first three refusals are not taken back, or if settings are pinned before the first acceptance."""
+    bench.records("a", "b", "c", "d")
+    bench.emulator.change(status=400)
+    ran = bench.run("--temperature", "0.1")
+    assert ran.exit_code == 2
+    assert "refused the first 3 requests alike (400" in ran.stderr
+    assert set(bench.states()) == {"new"}
+    assert bench.failures() == []
+    bench.emulator.change(status=0)
+    assert bench.run("--temperature", "0.5").exit_code == 0
+    assert set(bench.emulator.submissions.values()) == {1}
+    bench.check()
+
+
+def test_a_new_run_puts_the_old_one_aside_under_a_dated_name(finished: Bench) -> None:
+    """Fails if ``put_aside`` forgets one of the job's files."""
+    old_results, old_rows = finished.output.read_bytes(), finished.rows()
+    finished.emulator.begin()  # what the old job paid is its own affair
+    assert finished.run("--new-run", "--temperature", "0.5").exit_code == 0
+    assert finished.emulator.submissions == {"a": 1, "b": 1, "c": 1}
+    finished.check()
+    [aside] = finished.folder.glob("out.jsonl.2*")
+    [state_aside] = finished.folder.glob("out.jsonl.batchrun.2*")
+    assert aside.read_bytes() == old_results
+    finished.state = state_aside
+    assert finished.rows() == old_rows

@@ -1,0 +1,41 @@
+"""``batchrun verify`` finds every way in which an output may differ, and names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.scenarios.bench import Bench
+
+Lines = list[bytes]
+
+
+def _flip_a_byte(lines: Lines) -> Lines:
+    return [lines[0], lines[1].replace(b"Invented", b"Invenued"), lines[2]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (_flip_a_byte, "out.jsonl:2: changed since it was written (line {0[line]} of the input (id {0[id]}))"),
+        (lambda lines: [lines[0], lines[2]], "the answer to line {0[line]} of the input (id {0[id]}) is missing"),
+        (lambda lines: [*lines[:2], lines[1], lines[2]], "out.jsonl:3: line {0[line]} of the input is answered twice"),
+        (lambda lines: [lines[0], b'{"id": "x"}\n', *lines[1:]], "out.jsonl:2: not written by this job"),
+    ],
+    ids=["a_flipped_byte", "a_deleted_line", "a_doubled_line", "an_alien_line"],
+)
+def test_verify_names_the_difference(finished: Bench, damage: Callable[[Lines], Lines], named: str) -> None:
+    second = finished.results()[1]
+    lines = finished.output.read_bytes().splitlines(keepends=True)
+    finished.output.write_bytes(b"".join(damage(lines)))
+    verified = finished.verify()
+    assert verified.exit_code == 3
+    assert named.format(second) in verified.stdout
+
+
+def test_verify_names_a_changed_input_line(finished: Bench) -> None:
+    finished.input.write_text(finished.input.read_text().replace('"prompt": "b"', '"prompt": "B"'))
+    verified = finished.verify()
+    assert verified.exit_code == 3
+    assert "in.jsonl:2: changed since it was sent" in verified.stdout
