@@ -39,7 +39,7 @@ class Source:
 
 @dataclass(slots=True)
 class Checked:
-    """What was found. ``messages`` are the first bad lines, ``bad`` counts them all."""
+    """What was found: ``messages`` names the first bad lines, ``first_bad`` is the (line, offset) of the first."""
 
     end: int = 0
     lines: int = 0
@@ -47,6 +47,7 @@ class Checked:
     bad: int = 0
     without_id: int = 0
     first_is_bad: bool = False
+    first_bad: tuple[int, int] | None = None
     messages: list[str] = field(default_factory=list)
     whole: bool = True
     digest: bytes = b""
@@ -138,6 +139,7 @@ def _check_line(path: Path, line: Line, found: Checked, entries: list[Entry]) ->
     except BadLine as bad:
         found.bad += 1
         found.first_is_bad = found.first_is_bad or found.records == 1
+        found.first_bad = found.first_bad or (line.number, line.offset)
         if len(found.messages) < MAX_MESSAGES:
             found.messages.append(f"{path}:{line.number}: {bad}")
         return

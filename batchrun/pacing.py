@@ -86,7 +86,7 @@ class Pacer:
         self.ceiling = rate
         self._hour = per_hour
         self._rate = rate
-        self._slot = 0.0
+        self._slot = self._slot_if_accepted = 0.0
         self._not_before = 0.0
         self._last_second: deque[float] = deque(maxlen=max(1, math.ceil(rate)))
         self._changed_at = 0.0
@@ -108,8 +108,9 @@ class Pacer:
 
     def take(self, now: float) -> None:
         """A permit is used."""
-        gap_s = STUCK_S if self._is_stuck(now) else 1.0 / self.rate(now)
-        self._slot = max(self._slot, now - CATCH_UP_S) + gap_s
+        start = max(self._slot, now - CATCH_UP_S)
+        self._slot_if_accepted = start + 1.0 / self.rate(now)
+        self._slot = start + STUCK_S if self._is_stuck(now) else self._slot_if_accepted
         self._last_second.append(now)
         if self._hour is not None:
             self._hour.take(now)
@@ -126,6 +127,7 @@ class Pacer:
     def accepted(self) -> None:
         """The service took one: whatever was wrong is over."""
         self._refused_since = None
+        self._slot = self._slot_if_accepted
 
     def limited_by(self, now: float) -> str:
         """What holds the next permit back: ``hour``, ``429`` or ``rate``."""
@@ -173,8 +175,9 @@ class Gate:
         self._in_a_row += 1
         half = len(self._recent) == self.WINDOW and self._recent.count(False) * 2 >= self.WINDOW
         if self.is_closed:
-            self._wait_s = min(self.MAX_WAIT_S, self._wait_s * 2)
-            self._probe_at = now + self._wait_s
+            if now >= self._probe_at:  # a probe; those sent before it closed say nothing new
+                self._wait_s = min(self.MAX_WAIT_S, self._wait_s * 2)
+                self._probe_at = now + self._wait_s
         elif self._in_a_row >= self.FAILURES_IN_A_ROW or half:
             self._wait_s = self.FIRST_WAIT_S
             self._probe_at = now + self._wait_s

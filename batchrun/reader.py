@@ -184,12 +184,16 @@ class Reader:
         """An input that only grew is read as far as it was checked; any other change ends the run."""
         if self._source.checked is None:
             return
-        found = os.fstat(self._source.fd)
+        try:
+            found = os.stat(self._source.path)
+        except OSError as error:
+            raise self._changed() from error
         now = (found.st_ino, found.st_mtime_ns, found.st_size)
         if now == self._seen:
             return
-        *_, size, known = self._source.checked
-        if found.st_size < size or await asyncio.to_thread(prefix_digest, self._source.fd, size) != known:
+        inode, _, size, known = self._source.checked
+        is_longer = found.st_ino == inode and found.st_size >= size
+        if not is_longer or await asyncio.to_thread(prefix_digest, self._source.fd, size) != known:
             raise self._changed()
         self._seen = now
         event("input_grew", bytes=found.st_size - size)

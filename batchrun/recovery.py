@@ -330,7 +330,9 @@ def _check(ledger: Ledger, fd: int, found: os.stat_result, config: JobConfig) ->
                 if conflicts:
                     raise _input_changed(config.input, conflicts, count)
                 inventory.adopt(ledger)
-            ledger.save_low_water(1, 0)
+            after_all = checked.lines + 1, checked.end
+            start = min(inventory.first_unknown() or after_all, checked.first_bad or after_all)
+            ledger.save_low_water(*start)
             if checked.whole:
                 ledger.save_input(
                     str(config.input),
@@ -350,7 +352,7 @@ def _check(ledger: Ledger, fd: int, found: os.stat_result, config: JobConfig) ->
         matched_by="line" if checked.without_id else "id",
     )
     identity = (found.st_ino, found.st_mtime_ns, found.st_size, checked.digest) if checked.whole else None
-    return Source(config.input, fd, end=checked.end, records=checked.records, checked=identity)
+    return Source(config.input, fd, checked.end, checked.records, identity, *start)
 
 
 def _input_changed(path: Path, conflicts: list[Conflict], count: int) -> InputProblem:

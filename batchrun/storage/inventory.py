@@ -72,6 +72,11 @@ class Inventory:
         found = self._db.execute(QUERIES["conflicts"]).fetchall()
         return [Conflict(raw["was"], raw["line"]) for raw in found], found[0]["conflicts"] if found else 0
 
+    def first_unknown(self) -> tuple[int, int] | None:
+        """(line, offset) of the first record without a row; None if the ledger knows them all."""
+        raw = self._db.execute(QUERIES["first_unknown"]).fetchone()
+        return None if raw is None else (raw["line"], raw["offset"])
+
     def adopt(self, ledger: Ledger) -> None:
         """Let the ledger follow the input: places, and FAILED rows whose line was repaired. Inside a transaction."""
         for (seq,) in self._db.execute(QUERIES["repaired_rows"]).fetchall():

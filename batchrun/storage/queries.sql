@@ -317,6 +317,12 @@ SELECT seq FROM matched
  WHERE NOT same
    AND state = 'failed';
 
+-- name: first_unknown
+SELECT line, offset FROM inventory
+ WHERE line NOT IN (SELECT line FROM record)
+ ORDER BY line
+ LIMIT 1;
+
 -- name: drop_matched
 DROP TABLE IF EXISTS matched;
 

@@ -32,7 +32,10 @@ def test_thirty_two_kills_lose_nothing_and_hide_no_payment(bench: Bench) -> None
         running.stop(signal.SIGKILL)
         states = bench.states()
         seen += Counter(
-            kills=1, live=bool(states["intent"] or states["open"]), intent=bool(states["intent"]), intents=states["intent"]
+            kills=1,
+            live=bool(states["intent"] or states["open"]),
+            intent=bool(states["intent"]),
+            intents=states["intent"],
         )
     assert bench.run().exit_code == 0
     flagged = sum(row["maybe_paid"] for row in bench.rows())

@@ -119,7 +119,7 @@ def test_one_operation_for_two_records_holds_the_second(ledger: Ledger) -> None:
     with ledger.transaction():
         assert not ledger.record_operation(second, operation_of(first), NOW)
     row = ledger.row(second)
-    assert (row.state, row.operation_id, row.history.maybe_paid) == (HELD, None, 1)
+    assert (row.state, row.operation_id) == (HELD, None)
     assert ledger.row(first).state is OPEN
     found = ledger.row_of_operation(operation_of(first))
     assert found is not None
@@ -240,19 +240,18 @@ def test_a_ledger_of_a_newer_batchrun_is_refused_and_left_alone(ledger: Ledger, 
 
 FOREIGN = {
     "a trigger": ["CREATE TRIGGER evil AFTER UPDATE ON record BEGIN DELETE FROM operation; END"],
+    "a changed trigger": [
+        "DROP TRIGGER count_next_submission",
+        "CREATE TRIGGER count_next_submission AFTER UPDATE ON record BEGIN DELETE FROM operation; END",
+    ],
     "a trigger with a name much like SQLite's": [
         "CREATE TRIGGER sqlitexevil AFTER UPDATE ON record BEGIN DELETE FROM operation; END"
-    ],
-    "a trigger with a name of SQLite's own": [
-        "CREATE TRIGGER evil AFTER UPDATE ON record BEGIN DELETE FROM operation; END",
-        "PRAGMA writable_schema = ON",
-        "UPDATE sqlite_schema SET name = 'sqlite_evil' WHERE name = 'evil'",
     ],
     "a view": ["CREATE VIEW extra AS SELECT 1"],
     "a table": ["CREATE TABLE extra (x)"],
     "a column": ["ALTER TABLE record ADD COLUMN extra TEXT"],
     "an index": ["CREATE INDEX extra ON record (id)"],
-    "no index": ["DROP INDEX record_live"],
+    "no index": ["DROP INDEX record_line"],
     "no table": ["DROP TABLE operation"],
     "a table of another program": [
         *(f"DROP TABLE {table}" for table in ("operation", "record", "run", "job", "submission")),
@@ -277,12 +276,10 @@ QUESTIONS: dict[str, Step] = {
     "a row": lambda ledger, seq: ledger.row(seq),
     "the row of an operation": lambda ledger, seq: ledger.row_of_operation(operation_of(seq)),
     "how many in each state": lambda ledger, seq: ledger.tally(),
-    "what failed": lambda ledger, seq: ledger.rows_unwell(0),
     "what is written": lambda ledger, seq: ledger.rows_done(0),
     "which lines are known": lambda ledger, seq: ledger.lines_known(1, 9999),
     "what is open": lambda ledger, seq: ledger.open_operations(),
     "what is to be sent": lambda ledger, seq: ledger.seqs_to_send(1 << 40),
-    "a step": lambda ledger, seq: STEPS["record_done"][1](ledger, seq),
 }
 
 
@@ -290,13 +287,15 @@ QUESTIONS: dict[str, Step] = {
 def damaged(path: Path) -> Iterator[Ledger]:
     """A ledger whose first pages are whole, so that it opens, and nothing behind them is."""
     ledger = make_ledger(path)
+    ledger.checkpoint()
+    first_pages = path.stat().st_size
     with ledger.transaction():
         for line in range(1, 600):
             seq = ledger.record_intent(a_record(line), "request", NOW)
             ledger.record_operation(seq, operation_of(seq), NOW)
     ledger.checkpoint()
     ledger.close()
-    damage(path, 4096)
+    damage(path, first_pages)
     ledger = Ledger.open(path)
     yield ledger
     ledger.close()
@@ -596,14 +595,14 @@ def test_every_named_query_compiles(ledger: Ledger) -> None:
     for name, query in QUERIES.items():
         if "CREATE TEMP TABLE matched" in query:
             ledger.connection.execute(QUERIES["drop_matched"])
-        if query.lstrip().startswith("CREATE") or name.startswith("create"):
+        if "CREATE TEMP TABLE" in query:
             ledger.connection.execute(query)
         else:
             values = dict.fromkeys(re.findall(r":(\w+)", query)) or (None,) * query.count("?")
             ledger.connection.execute(f"EXPLAIN {query}", values)
 
 
-@pytest.mark.parametrize("query", ["open_operations", "seqs_to_send", "rows_unwell", "row_of_operation", "lines_known"])
+@pytest.mark.parametrize("query", ["row", "rows_by_line", "rows_unwell", "row_of_operation", "lines_known"])
 def test_a_query_of_a_running_job_reads_an_index_and_not_every_row(ledger: Ledger, query: str) -> None:
     values = dict.fromkeys(re.findall(r":(\w+)", QUERIES[query]), 1)
     plan = [row[3] for row in ledger.connection.execute(f"EXPLAIN QUERY PLAN {QUERIES[query]}", values)]

@@ -542,9 +542,10 @@ def test_an_unreadable_acceptance_is_logged_short_and_redacted(
     submit(service, body=f"<html>\x1b[31m{KEY}".encode() + b"a" * 10_000)
     (entry,) = [entry for entry in caplog.records if entry.levelno == logging.WARNING]
     assert entry.getMessage() == "submit_reply_unreadable"
-    assert entry.__dict__["status"] == 200
-    assert entry.__dict__["body"].startswith("<html>[redacted]")
-    assert len(entry.__dict__["body"]) <= 512
+    fields = entry.__dict__["fields"]
+    assert fields["status"] == 200
+    assert fields["body"].startswith("<html>[redacted]")
+    assert len(fields["body"]) <= 512
 
 
 C = b'{"code":5,"message":"operation not found","details":[]}'

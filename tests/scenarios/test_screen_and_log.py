@@ -1,0 +1,96 @@
+"""What a run says: nothing to a pipe unless something is wrong, bars to a terminal, events to a log, keys to nobody."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+from typing import Any
+
+import pytest
+
+from tests.scenarios.bench import KEY, Bench
+
+
+def test_a_failure_is_two_lines(bench: Bench) -> None:
+    bench.records("a", "b")
+    bench.expect("b", fail=1, fail_code=3)
+    ran = bench.run("--log-file", "run.log")
+    assert ran.exit_code == 1
+    assert ran.stdout == ""
+    assert ran.stderr.splitlines() == [
+        "batchrun: 1 written, 1 failed, 0 possibly paid twice",
+        "  see out.errors.ndjson, or: batchrun status out.jsonl",
+    ]
+    assert bench.log() == ["recovered", "input_checked", "first_post", "finished"]
+    bench.check()
+
+
+def test_a_detailed_log_names_every_request_and_quotes_nothing(bench: Bench) -> None:
+    """Fails if an event carries a prompt or an answer."""
+    bench.records("a secret prompt")
+    assert bench.run("-v", "--log-file", "run.log").is_silent
+    assert {"posted", "polled"} <= set(bench.log())
+    content = (bench.folder / "run.log").read_text()
+    assert "secret prompt" not in content
+    assert "Invented" not in content
+    bench.check()
+
+
+def test_a_refused_key_is_not_quoted(bench: Bench) -> None:
+    """The service's own message quotes the ends of the key. Fails if ``Redactor`` does not know the secrets in use."""
+    bench.records("a")
+    bench.emulator.change(api_key="another-key", folder="another-folder")
+    ran = bench.run("-v", "--log-file", "run.log")
+    assert ran.exit_code == 5
+    bench.emulator.begin()
+    assert bench.run().exit_code == 0
+    bench.check()
+
+
+def test_on_a_terminal_the_run_shows_its_progress(bench: Bench) -> None:
+    """Fails if ``run_job`` does not hand a screen to the job."""
+    bench.records("a", "b", "c")
+    here, there = pty.openpty()
+    running = bench.spawn(*bench.command(), env={**bench.environment, "TERM": "xterm"}, shown_on=there)
+    os.close(there)
+    shown = _read_to_the_end(here)
+    assert running.wait().exit_code == 0
+    assert "in.jsonl → out.jsonl" in shown
+    assert "submitted" in shown
+    assert "3/3 100%" in shown
+    assert "3 written, 0 failed, 0 possibly paid twice" in shown
+    assert KEY not in shown
+    assert bench.cloud_folder not in shown
+    bench.check()
+
+
+def _read_to_the_end(terminal: int) -> str:
+    shown = b""
+    try:
+        while block := os.read(terminal, 4096):
+            shown += block
+    except OSError:  # what a terminal says when nobody writes to it any more
+        pass
+    finally:
+        os.close(terminal)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+
+
+@pytest.mark.parametrize(
+    ("options", "faults", "exit_code"),
+    [pytest.param(("-v",), {}, 0, id="log"), pytest.param((), {"fail": 1, "fail_code": 3}, 1, id="failure")],
+)
+def test_a_pipe_that_nobody_reads_any_more_does_not_stop_a_run(
+    bench: Bench, options: tuple[str, ...], faults: dict[str, Any], exit_code: int
+) -> None:
+    """Fails if writing the log or the summary may raise, or if what could not be written decides the exit code."""
+    bench.records("a", "b")
+    bench.expect("b", **faults)
+    ours, theirs = os.pipe()
+    os.close(ours)
+    running = bench.spawn(*bench.command(*options), shown_on=theirs)
+    os.close(theirs)
+    assert running.wait().exit_code == exit_code
+    assert set(bench.emulator.submissions.values()) == {1}
+    bench.check()
