@@ -329,7 +329,7 @@ def _check(ledger: Ledger, fd: int, found: os.stat_result, config: JobConfig) ->
                 conflicts, count = inventory.conflicts()
                 if conflicts:
                     raise _input_changed(config.input, conflicts, count)
-                inventory.adopt(ledger)
+                inventory.adopt()
             after_all = checked.lines + 1, checked.end
             start = min(inventory.first_unknown() or after_all, checked.first_bad or after_all)
             ledger.save_low_water(*start)

@@ -68,7 +68,9 @@ class Submitter:
         self._accepted = accepted
         self._turn = asyncio.Lock()
         self._proven = False
-        self._refused_first: list[tuple[int, Refused]] = []
+        self._refused_status = 0
+        self._refused_alike = 0
+        self._failed_first: list[int] = []
         self._first_post = True
 
     async def run(self, records: Channel[Record], workers: int) -> None:
@@ -155,7 +157,6 @@ class Submitter:
         match reply:
             case Accepted():
                 self._proven = True
-                self._refused_first.clear()
                 self._pacer.accepted()
                 self._gate.accepted()
                 self._outage.succeeded()
@@ -172,14 +173,16 @@ class Submitter:
             self._stop.request(_refused_credentials(reply))
         if self._proven or reply.status == 429:
             return
-        if self._refused_first and self._refused_first[0][1].status != reply.status:
-            self._refused_first.clear()
-        self._refused_first.append((seq if failed else 0, reply))
-        if len(self._refused_first) >= ALIKE_AT_THE_START:
-            for failed_seq, _ in self._refused_first:
-                if failed_seq:
-                    await self._storage.do(Ledger.reopen, failed_seq)
+        if reply.status != self._refused_status:
+            self._refused_status, self._refused_alike = reply.status, 0
+            self._failed_first.clear()
+        self._refused_alike += 1
+        if failed:
+            self._failed_first.append(seq)
+        if self._refused_alike >= ALIKE_AT_THE_START:
             self._stop.request(_refused_request(reply))
+            while self._failed_first:
+                await self._storage.do(Ledger.reopen, self._failed_first.pop())
 
     def _pause_s(self, reply: SubmitReply, tries: int) -> float:
         if isinstance(reply, Refused) and reply.status == 429:

@@ -85,16 +85,29 @@ def cli() -> None:
 def main() -> None:
     """The console script."""
     keep_secret(os.environ.get(name, "").strip() for name in ("YC_API_KEY", "YC_IAM_TOKEN", "YC_FOLDER_ID"))
+    code = _exit_code()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # nobody reads any more: that must not change the exit code
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+def _exit_code() -> int | str | None:
     try:
         cli.main(prog_name="batchrun", standalone_mode=False)
+    except SystemExit as leave:
+        return leave.code
     except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
+        return leave.exit_code
     except click.ClickException as problem:
         problem.show()
-        sys.exit(problem.exit_code)
+        return problem.exit_code
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        return 130
     except BatchrunError as problem:
-        sys.exit(report_problem(problem))
+        return report_problem(problem)
     except Exception as bug:
-        sys.exit(report_bug(bug))
+        return report_bug(bug)
+    return 0

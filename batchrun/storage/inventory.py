@@ -43,49 +43,48 @@ class Inventory:
     """A census of the input, kept in the ledger's connection and dropped by ``close``."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self._db = ledger.connection
-        self._db.create_function("identity", 1, _identity_of_json, deterministic=True)
+        self._ledger = ledger
+        ledger.connection.create_function("identity", 1, _identity_of_json, deterministic=True)
         self.close()
-        self._db.execute(QUERIES["create_inventory"])
+        self._ledger.execute("create_inventory")
 
     def add(self, entries: Iterable[Entry]) -> None:
-        self._db.execute("BEGIN")
-        self._db.executemany(QUERIES["add_to_inventory"], entries)
-        self._db.execute("COMMIT")
+        with self._ledger.transaction():
+            self._ledger.connection.executemany(QUERIES["add_to_inventory"], entries)
 
     def repeated(self) -> Repeated | None:
-        raw = self._db.execute(QUERIES["repeated_identity"]).fetchone()
-        return None if raw is None else Repeated(*raw)
+        found = self._ledger.fetch("repeated_identity")
+        return Repeated(*found[0]) if found else None
 
     def every_record_has_an_id(self) -> bool:
         """True where rows may be matched by id, whatever the order of the lines."""
-        in_input, in_ledger = self._db.execute(QUERIES["records_without_id"]).fetchone()
+        in_input, in_ledger = self._ledger.fetch("records_without_id")[0]
         return not in_input and not in_ledger
 
     def conflicts(self) -> tuple[list[Conflict], int]:
         """Match every row with its line; the first conflicts, and how many there are."""
         if self.every_record_has_an_id():
-            self._db.execute(QUERIES["index_inventory"])
-            self._db.execute(QUERIES["match_by_id"])
+            self._ledger.execute("index_inventory")
+            self._ledger.execute("match_by_id")
         else:
-            self._db.execute(QUERIES["match_by_line"])
-        found = self._db.execute(QUERIES["conflicts"]).fetchall()
+            self._ledger.execute("match_by_line")
+        found = self._ledger.fetch("conflicts")
         return [Conflict(raw["was"], raw["line"]) for raw in found], found[0]["conflicts"] if found else 0
 
     def first_unknown(self) -> tuple[int, int] | None:
         """(line, offset) of the first record without a row; None if the ledger knows them all."""
-        raw = self._db.execute(QUERIES["first_unknown"]).fetchone()
-        return None if raw is None else (raw["line"], raw["offset"])
+        found = self._ledger.fetch("first_unknown")
+        return (found[0]["line"], found[0]["offset"]) if found else None
 
-    def adopt(self, ledger: Ledger) -> None:
+    def adopt(self) -> None:
         """Let the ledger follow the input: places, and FAILED rows whose line was repaired. Inside a transaction."""
-        for (seq,) in self._db.execute(QUERIES["repaired_rows"]).fetchall():
-            ledger.reopen(seq)
-        self._db.execute(QUERIES["adopt_places"])
+        for (seq,) in self._ledger.fetch("repaired_rows"):
+            self._ledger.reopen(seq)
+        self._ledger.execute("adopt_places")
 
     def close(self) -> None:
-        self._db.execute(QUERIES["drop_matched"])
-        self._db.execute(QUERIES["drop_inventory"])
+        self._ledger.execute("drop_matched")
+        self._ledger.execute("drop_inventory")
 
 
 def _identity_of_json(id_json: str | None) -> str | None:

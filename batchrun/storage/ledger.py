@@ -171,7 +171,7 @@ class Ledger:
             raise InputProblem(f"`{self.path}` was written by a newer batchrun", remedy=remedy)
         wanted = sqlite3.connect(":memory:")
         wanted.executescript(_sql("schema.sql"))
-        shape = "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%' ORDER BY type, name"
+        shape = "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type, name"
         found = [tuple(row) for row in self.connection.execute(shape)]
         if not found and version == 0:
             return  # a ledger killed in its first moment: create() makes it
@@ -187,7 +187,7 @@ class Ledger:
         with self.transaction():
             for statement in _sql("schema.sql").split(";\n\n"):
                 self.connection.execute(statement)
-            self._execute(
+            self.execute(
                 "create_job",
                 job_id=job_id,
                 now=now,
@@ -242,44 +242,51 @@ class Ledger:
         remedy = "free some space or mend the disk, then run the same command"
         return DiskProblem(f"the ledger `{self.path}` cannot be written ({name})", remedy=remedy)
 
-    def _execute(self, query: str, **values: Any) -> sqlite3.Cursor:
-        return self.connection.execute(QUERIES[query], values)
+    def execute(self, query: str, **values: Any) -> sqlite3.Cursor:
+        """Run a named statement that returns no rows."""
+        with self._translated():
+            return self.connection.execute(QUERIES[query], values)
+
+    def fetch(self, query: str, **values: Any) -> list[sqlite3.Row]:
+        """Run a named question and read its whole answer."""
+        with self._translated():
+            return self.connection.execute(QUERIES[query], values).fetchall()
 
     def _expect_row(self, query: str, **values: Any) -> None:
-        if self._execute(query, **values).rowcount != 1:
+        if self.execute(query, **values).rowcount != 1:
             raise StateConflict(f"{query}: record {values.get('seq')} is not where it should be")
 
     # --- the job and its runs ---
 
     def job(self) -> Job:
-        raw = self._execute("job").fetchone()
+        raw = self.fetch("job")[0]
         return Job(*(raw[field.name] for field in fields(Job)))
 
     def begin_run(self, version: str, now: float) -> int:
-        run_id: int = self._execute("begin_run", version=version, now=now).fetchone()[0]
+        run_id: int = self.fetch("begin_run", version=version, now=now)[0][0]
         return run_id
 
     def end_run(self, run_id: int, exit_code: int, now: float) -> None:
-        self._execute("end_run", run_id=run_id, exit_code=exit_code, now=now)
+        self.execute("end_run", run_id=run_id, exit_code=exit_code, now=now)
 
     def last_run(self) -> Run | None:
-        raw = self._execute("last_run").fetchone()
-        return None if raw is None else Run(*raw)
+        found = self.fetch("last_run")
+        return Run(*found[0]) if found else None
 
     def next_epoch(self) -> int:
-        epoch: int = self._execute("next_epoch").fetchone()[0]
+        epoch: int = self.fetch("next_epoch")[0][0]
         return epoch
 
     def save_settings(self, settings: Settings) -> None:
-        self._execute("save_settings", settings=json.dumps(asdict(settings)), settings_digest=settings.digest())
+        self.execute("save_settings", settings=json.dumps(asdict(settings)), settings_digest=settings.digest())
 
     def save_low_water(self, line: int, offset: int) -> None:
         """Every line before this one has a row."""
-        self._execute("save_low_water", line=line, offset=offset)
+        self.execute("save_low_water", line=line, offset=offset)
 
     def save_input(self, path: str, *, inode: int, mtime_ns: int, size: int, digest: bytes, records: int) -> None:
         """The input as the last complete check found it."""
-        self._execute(
+        self.execute(
             "save_input",
             input_path=path,
             inode=inode,
@@ -290,11 +297,11 @@ class Ledger:
         )
 
     def save_out_committed(self, end: int, last_seq: int) -> None:
-        self._execute("save_out_committed", end=end, seq=last_seq)
+        self.execute("save_out_committed", end=end, seq=last_seq)
 
     def has_operations(self) -> bool:
         """Whether the service ever accepted anything: from then on the settings are pinned."""
-        return bool(self._execute("any_operation").fetchone()[0])
+        return bool(self.fetch("any_operation")[0][0])
 
     # --- one record's way ---
 
@@ -304,7 +311,7 @@ class Ledger:
             self._expect_row("renew_intent", seq=record.seq, request_id=request_id, now=now)
             return record.seq
         place = record.place
-        inserted = self._execute(
+        inserted = self.execute(
             "insert_intent",
             line=place.line,
             offset=place.offset,
@@ -319,7 +326,7 @@ class Ledger:
 
     def record_operation(self, seq: int, operation_id: str, now: float) -> bool:
         """INTENT -> OPEN. False, and the record HELD, if another record has this operation already."""
-        if self._execute("insert_operation", operation_id=operation_id, seq=seq, now=now).rowcount != 1:
+        if self.execute("insert_operation", operation_id=operation_id, seq=seq, now=now).rowcount != 1:
             failure = Failure("held", "the service gave it the operation of another record")
             self.move(seq, State.INTENT, Move(State.HELD, failure=failure), now)
             return False
@@ -341,12 +348,11 @@ class Ledger:
     def move_all(self, origin: State, move: Move, now: float) -> int:
         """Move every record in one state; returns how many there were."""
         _check_legal(origin, move.to)
-        values = {**_deltas(move), "from": origin, "now": now}
-        return self.connection.execute(QUERIES["move_all"], values).rowcount
+        return self.execute("move_all", **_deltas(move), **{"from": origin}, now=now).rowcount
 
     def refuse_line(self, place: Place, digest: bytes, failure: Failure, now: float) -> None:
         """NEW -> FAILED for a line that is no record."""
-        self._execute("refuse_line", **asdict(place), digest=digest, error=_dump(failure), now=now)
+        self.execute("refuse_line", **asdict(place), digest=digest, error=_dump(failure), now=now)
 
     def record_done(self, seq: int, operation_id: str, written: Written, usage: Usage, now: float) -> None:
         """OPEN -> DONE: its line is in the output and fsynced."""
@@ -362,7 +368,7 @@ class Ledger:
 
     def forget_bad_lines(self) -> None:
         """Delete the rows of bad lines, before the input is compared with the rest."""
-        self._execute("forget_bad_lines")
+        self.execute("forget_bad_lines")
 
     def reopen(self, seq: int) -> None:
         """FAILED -> NEW."""
@@ -370,73 +376,74 @@ class Ledger:
 
     def reopen_refused(self) -> None:
         """FAILED -> NEW for all but bad lines; only while nothing has been accepted."""
-        self._execute("reopen_refused")
+        self.execute("reopen_refused")
 
     # --- questions ---
 
     def row(self, seq: int) -> Row:
-        return _row(self._execute("row", seq=seq).fetchone())
+        return _row(self.fetch("row", seq=seq)[0])
 
     def rows(self, seqs: Sequence[int]) -> dict[int, Row]:
-        return {raw["seq"]: _row(raw) for raw in self._execute("rows", seqs=json.dumps(seqs))}
+        return {raw["seq"]: _row(raw) for raw in self.fetch("rows", seqs=json.dumps(seqs))}
 
     def row_of_operation(self, operation_id: str) -> Row | None:
-        raw = self._execute("row_of_operation", operation_id=operation_id).fetchone()
-        return None if raw is None else _row(raw)
+        found = self.fetch("row_of_operation", operation_id=operation_id)
+        return _row(found[0]) if found else None
 
     def row_at(self, out_offset: int) -> Row | None:
         """The DONE row whose line begins at this byte of the output. Reads them all."""
-        raw = self._execute("row_at", offset=out_offset).fetchone()
-        return None if raw is None else _row(raw)
+        found = self.fetch("row_at", offset=out_offset)
+        return _row(found[0]) if found else None
 
     def rows_done(self, after: int) -> list[Row]:
         """A page of DONE rows by ``seq``."""
-        return [_row(raw) for raw in self._execute("rows_done", after=after, limit=PAGE_ROWS)]
+        return [_row(raw) for raw in self.fetch("rows_done", after=after, limit=PAGE_ROWS)]
 
     def last_seq(self) -> int:
-        return self._execute("last_seq").fetchone()[0] or 0
+        return self.fetch("last_seq")[0][0] or 0
 
     def lines_known(self, first: int, last: int) -> set[int]:
         """Which of these lines have a row."""
-        return {raw[0] for raw in self._execute("lines_known", first=first, last=last)}
+        return {raw[0] for raw in self.fetch("lines_known", first=first, last=last)}
 
     def last_line(self) -> int:
         """The furthest line that has a row; 0 if there is none."""
-        return self._execute("last_line").fetchone()[0] or 0
+        return self.fetch("last_line")[0][0] or 0
 
     def open_operations(self) -> list[tuple[int, str, float]]:
         """(seq, operation ID, accepted at), oldest first."""
-        return [tuple(raw) for raw in self._execute("open_operations")]
+        return [tuple(raw) for raw in self.fetch("open_operations")]
 
     def seqs_to_send(self, end: int) -> array[int]:
         """The NEW rows whose record begins before byte ``end``, by line."""
-        return array("q", (raw[0] for raw in self._execute("seqs_to_send", end=end)))
+        with self._translated():
+            return array("q", (raw[0] for raw in self.connection.execute(QUERIES["seqs_to_send"], {"end": end})))
 
     def rows_unwell(self, after_line: int) -> list[Row]:
         """A page of FAILED, HELD and EXPIRED rows, by line."""
-        return [_row(raw) for raw in self._execute("rows_unwell", after=after_line, limit=PAGE_ROWS)]
+        return [_row(raw) for raw in self.fetch("rows_unwell", after=after_line, limit=PAGE_ROWS)]
 
     def rows_by_line(self, first: int, last: int) -> dict[int, Row]:
-        return {raw["line"]: _row(raw) for raw in self._execute("rows_by_line", first=first, last=last)}
+        return {raw["line"]: _row(raw) for raw in self.fetch("rows_by_line", first=first, last=last)}
 
     def submissions_since(self, since: float) -> list[tuple[int, int]]:
         """(Unix second, POSTs begun in it); older ones are forgotten at the next recovery."""
-        return [tuple(raw) for raw in self._execute("submissions_since", since=int(since))]
+        return [tuple(raw) for raw in self.fetch("submissions_since", since=int(since))]
 
     def forget_submissions(self, before: float) -> None:
-        self._execute("forget_submissions", before=int(before))
+        self.execute("forget_submissions", before=int(before))
 
     def tally(self) -> list[sqlite3.Row]:
         """A row per state: records, maybe_paid, tokens, the oldest submission."""
-        return self._execute("tally").fetchall()
+        return self.fetch("tally")
 
     def failure_kinds(self) -> list[tuple[str, int, int]]:
         """(kind, records, first line), most frequent first."""
-        return [tuple(raw) for raw in self._execute("failure_kinds")]
+        return [tuple(raw) for raw in self.fetch("failure_kinds")]
 
     def maybe_paid(self, limit: int) -> list[tuple[int, Any, int]]:
         """(line, id, payments beyond the first that may have happened), by line."""
-        rows = self._execute("maybe_paid", limit=limit)
+        rows = self.fetch("maybe_paid", limit=limit)
         return [(line, None if id_ is None else json.loads(id_), count) for line, id_, count in rows]
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchrun.config import JobConfig
-from batchrun.record import State
+from batchrun.record import State, Usage
 from batchrun.recovery import close_the_books, walk_tail
 from batchrun.storage.jobdir import JobDir, JobPaths
 from batchrun.storage.ledger import Ledger
@@ -24,6 +24,11 @@ from batchrun.storage.results import Results
 from batchrun.writer import one_line
 
 from .jobfiles import NOW, SETTINGS, a_record, operation_of
+
+IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Hundreds of wrecks, and no power cut: their files need no disk."""
+
+many = settings(max_examples=60, deadline=None)
 
 RECORDS = 6
 COMMITTED = 2
@@ -66,11 +71,10 @@ class Wreck:
 @contextmanager
 def wreck(tail: bytes) -> Iterator[Wreck]:
     """Six records, two lines committed, and these bytes behind them."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
         paths = JobPaths.of(Path(folder) / "out.jsonl")
         jobdir = JobDir.take(paths)
         ledger = Ledger.open(jobdir.make_ledger_file())
-        ledger.connection.execute("PRAGMA synchronous = OFF")  # hundreds of wrecks, and no power cut
         ledger.create(job_id="job", input_path="in.jsonl", settings=SETTINGS, now=NOW)
         results = Results.open(paths.output, create=True)
         with ledger.transaction():
@@ -79,7 +83,7 @@ def wreck(tail: bytes) -> Iterator[Wreck]:
                 seq = ledger.record_intent(a_record(line), "request", NOW)
                 ledger.record_operation(seq, operation_of(seq), NOW)
         for seq, (line, place) in enumerate(zip(BOOKED, results.append(BOOKED), strict=True), 1):
-            usage = walk_usage(line)
+            usage = usage_of(line)
             with ledger.transaction():
                 ledger.record_done(seq, operation_of(seq), place, usage, NOW)
                 ledger.save_out_committed(place.offset + place.length, seq)
@@ -92,9 +96,7 @@ def wreck(tail: bytes) -> Iterator[Wreck]:
         jobdir.release()
 
 
-def walk_usage(line: bytes) -> Any:
-    from batchrun.record import Usage
-
+def usage_of(line: bytes) -> Usage:
     usage = json.loads(line)["usage"]
     return Usage(usage["input_tokens"], usage["output_tokens"])
 
@@ -140,6 +142,7 @@ GARBAGE = {
 }
 
 
+@many
 @given(lines=WHOLE_TAILS, garbage=st.sampled_from(sorted(GARBAGE)), more=WHOLE_TAILS)
 def test_only_what_comes_before_the_first_bad_line_is_kept(lines: list[bytes], garbage: str, more: list[bytes]) -> None:
     tail = b"".join([*lines, GARBAGE[garbage], *more])
@@ -148,6 +151,7 @@ def test_only_what_comes_before_the_first_bad_line_is_kept(lines: list[bytes], g
         check(job, tail, lines)
 
 
+@many
 @given(data=st.data(), lines=st.permutations(TAIL))
 def test_an_output_cut_at_any_byte_loses_no_whole_line(data: st.DataObject, lines: list[bytes]) -> None:
     tail = b"".join(lines)[: data.draw(st.integers(0, len(b"".join(lines))), label="cut")]
@@ -156,6 +160,7 @@ def test_an_output_cut_at_any_byte_loses_no_whole_line(data: st.DataObject, line
         check(job, tail, lines[: tail.count(b"\n")])
 
 
+@many
 @given(data=st.data(), length=st.integers(1, 5000))
 def test_zeros_from_any_byte_on_are_put_aside(data: st.DataObject, length: int) -> None:
     whole = b"".join(TAIL)
@@ -166,6 +171,7 @@ def test_zeros_from_any_byte_on_are_put_aside(data: st.DataObject, length: int) 
         check(job, tail, TAIL[: whole[:cut].count(b"\n")])
 
 
+@many
 @given(kept=st.integers(0, 4), noise=st.binary(max_size=300))
 def test_noise_is_put_aside_byte_for_byte(kept: int, noise: bytes) -> None:
     tail = b"".join(TAIL[:kept]) + noise
@@ -174,6 +180,7 @@ def test_noise_is_put_aside_byte_for_byte(kept: int, noise: bytes) -> None:
         check(job, tail, TAIL[:kept])
 
 
+@many
 @given(st.lists(st.sampled_from(ANSWERS), max_size=8))
 def test_a_line_is_kept_once_and_the_walk_ends_where_it_is_repeated(lines: list[bytes]) -> None:
     kept: list[bytes] = []

@@ -1,0 +1,252 @@
+"""A job's places: their names, who may read them, and who holds them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from batchrun.errors import DiskProblem
+from batchrun.storage.jobdir import AlreadyRunning, JobDir, JobPaths, file_system_of, is_locked, read_holder
+
+from .jobfiles import NOW
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> JobPaths:
+    return JobPaths.of(tmp_path / "out.jsonl")
+
+
+# --- names ---
+
+NAMES = {
+    "JSONL": ("out.jsonl", "out.errors.ndjson", "out.jsonl.batchrun"),
+    "NDJSON": ("out.ndjson", "out.errors.ndjson", "out.ndjson.batchrun"),
+    "no ending": ("out", "out.errors.ndjson", "out.batchrun"),
+    "packed": ("out.json.gz", "out.errors.ndjson", "out.json.gz.batchrun"),
+    "packed otherwise": ("out.jsonl.zst", "out.errors.ndjson", "out.jsonl.zst.batchrun"),
+    "two dots": ("2025.11.jsonl", "2025.11.errors.ndjson", "2025.11.jsonl.batchrun"),
+    "another ending": ("out.txt", "out.txt.errors.ndjson", "out.txt.batchrun"),
+    "nothing but an ending": (".jsonl", ".errors.ndjson", ".jsonl.batchrun"),
+}
+
+
+@pytest.mark.parametrize(("output", "failures", "state"), NAMES.values(), ids=NAMES)
+def test_everything_stands_beside_the_output(output: str, failures: str, state: str) -> None:
+    paths = JobPaths.of(Path("folder") / output)
+    assert paths.failures == Path("folder") / failures
+    assert paths.state == Path("folder") / state
+    assert {paths.ledger.parent, paths.lock.parent, paths.quarantine.parent} == {paths.state}
+
+
+def test_the_state_may_stand_elsewhere() -> None:
+    paths = JobPaths.of(Path("folder/out.jsonl"), Path("/var/state"))
+    assert (paths.state, paths.ledger) == (Path("/var/state"), Path("/var/state/ledger.db"))
+    assert paths.failures == Path("folder/out.errors.ndjson")
+
+
+# --- the lock ---
+
+HOLD = """
+import sys
+from pathlib import Path
+from batchrun.storage.jobdir import JobDir, JobPaths
+JobDir.take(JobPaths.of(Path(sys.argv[1])))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_by_another_process(paths: JobPaths) -> Iterator[int]:
+    """Until the block is left; the process's id."""
+    command = [sys.executable, "-c", HOLD, str(paths.output)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"held\n"
+        yield child.pid
+        child.communicate()
+
+
+def test_a_job_held_by_another_process_is_refused_with_its_name(paths: JobPaths) -> None:
+    with held_by_another_process(paths) as pid:
+        assert is_locked(paths)
+        with pytest.raises(AlreadyRunning, match=rf"in use by process {pid} on .+ since \d\d:\d\d") as caught:
+            JobDir.take(paths)
+        assert caught.value.exit_code == 75
+        assert f"batchrun status {paths.output}" in caught.value.remedy
+    assert not is_locked(paths)
+    JobDir.take(paths).release()
+
+
+def test_the_lock_of_a_killed_process_is_free(paths: JobPaths) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(paths.output)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.kill()
+    assert read_holder(paths)["pid"] == child.pid  # the file stays, and says so
+    JobDir.take(paths).release()
+
+
+def test_a_second_take_in_the_same_process_is_refused(paths: JobPaths) -> None:
+    first = JobDir.take(paths)
+    with pytest.raises(AlreadyRunning, match=f"by process {os.getpid()} on"):
+        JobDir.take(paths)
+    assert is_locked(paths)
+    first.release()
+    assert paths.lock.exists()  # a lock that is deleted can be held twice
+    assert not is_locked(paths)
+
+
+def test_asking_who_holds_it_does_not_take_or_break_the_lock(paths: JobPaths) -> None:
+    assert not is_locked(paths)
+    assert not paths.state.exists()
+    jobdir = JobDir.take(paths)
+    assert [is_locked(paths) for _ in range(3)] == [True] * 3
+    jobdir.release()
+
+
+def test_a_child_process_does_not_inherit_the_lock(paths: JobPaths) -> None:
+    jobdir = JobDir.take(paths)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False) as child:
+        jobdir.release()
+        JobDir.take(paths).release()
+        child.communicate()
+
+
+HOLDERS = {
+    "nothing yet": b"",
+    "no JSON": b"\x00\xff{",
+    "no object": b"[1]",
+    "a pid and nothing else": b'{"pid": 17}',
+    "a start that is no time": b'{"pid": 17, "host": "a", "started_at": 1e300}',
+    "a start that is no number": b'{"pid": 17, "host": "a", "started_at": NaN}',
+    "a start in words": b'{"pid": 17, "host": "a", "started_at": "noon"}',
+    "far too much": b" " * 5_000_000,
+}
+
+
+@pytest.mark.parametrize("written", HOLDERS.values(), ids=HOLDERS)
+def test_whatever_the_holder_wrote_of_itself_the_job_is_in_use(paths: JobPaths, written: bytes) -> None:
+    jobdir = JobDir.take(paths)
+    paths.lock.write_bytes(written)
+    with pytest.raises(AlreadyRunning, match="is in use"):
+        JobDir.take(paths)
+    jobdir.release()
+
+
+# --- who may look ---
+
+
+def make_elsewhere(paths: JobPaths) -> Path:
+    elsewhere = paths.output.parent / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    return elsewhere
+
+
+def link_state(paths: JobPaths) -> None:
+    paths.state.symlink_to(make_elsewhere(paths))
+
+
+def link_lock(paths: JobPaths) -> None:
+    paths.state.mkdir(mode=0o700)
+    (make_elsewhere(paths) / "lock").touch()
+    paths.lock.symlink_to(make_elsewhere_again(paths) / "lock")
+
+
+def make_elsewhere_again(paths: JobPaths) -> Path:
+    return paths.output.parent / "elsewhere"
+
+
+def lock_is_a_directory(paths: JobPaths) -> None:
+    paths.lock.mkdir(parents=True)
+    paths.state.chmod(0o700)
+
+
+UNTRUSTED: dict[str, tuple[Callable[[JobPaths], object], str]] = {
+    "a linked directory": (link_state, "is not a directory"),
+    "a file in its place": (lambda paths: paths.state.touch(), "is not a directory"),
+    "a linked lock": (link_lock, "cannot be made"),
+    "a directory for a lock": (lock_is_a_directory, "cannot be made"),
+    "readable by the group": (lambda paths: paths.state.mkdir() or paths.state.chmod(0o740), "open to other users"),
+    "open to the world": (lambda paths: paths.state.mkdir() or paths.state.chmod(0o777), "open to other users"),
+    "in a folder where anyone may rename": (lambda paths: paths.state.parent.chmod(0o777), "anyone may rename"),
+}
+
+
+@pytest.mark.parametrize(("make", "reason"), UNTRUSTED.values(), ids=UNTRUSTED)
+def test_a_directory_that_cannot_be_trusted_is_refused(
+    paths: JobPaths, make: Callable[[JobPaths], object], reason: str
+) -> None:
+    make(paths)
+    with pytest.raises(DiskProblem, match=reason) as caught:
+        JobDir.take(paths)
+    assert caught.value.exit_code == 74
+
+
+def test_a_folder_for_everyone_is_fine_if_only_owners_may_rename(paths: JobPaths) -> None:
+    paths.state.parent.chmod(0o1777)
+    JobDir.take(paths).release()
+
+
+def test_the_folder_of_the_state_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(DiskProblem, match="cannot be made"):
+        JobDir.take(JobPaths.of(tmp_path / "missing" / "out.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["ledger.db", "ledger.db-wal", "ledger.db-shm"])
+def test_a_linked_ledger_is_refused(paths: JobPaths, name: str) -> None:
+    jobdir = JobDir.take(paths)
+    (paths.state / name).symlink_to(paths.output.parent / "precious")
+    with pytest.raises(DiskProblem, match="not a plain file"):
+        jobdir.make_ledger_file()
+    assert not (paths.output.parent / "precious").exists()
+    jobdir.release()
+
+
+# --- putting aside ---
+
+
+def test_the_old_job_is_put_aside_under_one_dated_name_and_nothing_is_lost(paths: JobPaths) -> None:
+    for now in (NOW, NOW):
+        jobdir = JobDir.take(paths)
+        paths.output.write_text("answers")
+        paths.failures.write_text("failures")
+        suffix = jobdir.put_aside(now)
+        jobdir.release()
+        assert re.fullmatch(r"\.\d{8}T\d{6}\+*", suffix)
+        assert Path(f"{paths.output}{suffix}").read_text() == "answers"
+        assert Path(f"{paths.failures}{suffix}").read_text() == "failures"
+        assert Path(f"{paths.state}{suffix}/lock").exists()
+    assert len(list(paths.output.parent.iterdir())) == 6
+
+
+def test_a_job_without_failures_is_put_aside_too(paths: JobPaths) -> None:
+    jobdir = JobDir.take(paths)
+    suffix = jobdir.put_aside(NOW)
+    assert [entry.name for entry in paths.output.parent.iterdir()] == [f"out.jsonl.batchrun{suffix}"]
+    jobdir.release()
+
+
+def test_every_quarantine_has_a_name_of_its_own_in_a_private_folder(paths: JobPaths) -> None:
+    jobdir = JobDir.take(paths)
+    names = []
+    for _ in range(3):
+        names.append(jobdir.new_quarantine(NOW))
+        names[-1].touch()
+    assert len(set(names)) == 3
+    assert paths.quarantine.stat().st_mode & 0o777 == 0o700
+    jobdir.release()
+
+
+def test_the_file_system_of_a_path_is_that_of_its_mount() -> None:
+    assert file_system_of(Path("/proc/self")) == "proc"
+    assert file_system_of(Path("/")) not in ("", "proc")
