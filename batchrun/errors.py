@@ -20,7 +20,7 @@ class BatchrunError(Exception):
     """
 
     exit_code = BUG
-    label = "error"
+    label = "error: "
 
     def __init__(self, cause: str, *, remedy: str) -> None:
         super().__init__(cause)
@@ -71,8 +71,8 @@ class NoSuccess(TryLater):
 class Interrupted(BatchrunError):
     """A signal asked for the end. The exit code is the shell's: 128 and the signal's number."""
 
-    label = "stopped"
+    label = ""
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__(f"by {signal.Signals(signal_number).name}", remedy="run the same command again to continue")
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}", remedy="run the same command again to continue")
         self.exit_code = 128 + signal_number

@@ -80,8 +80,9 @@ def one_line(value: dict[str, Any]) -> bytes:
     """One JSON object as one line of UTF-8, with its LF, that nothing can take for two."""
     try:
         data = orjson.dumps(value)
-    except TypeError:  # half a surrogate pair: no UTF-8, but an escape can carry it
-        data = json.dumps(value).encode()
+    except TypeError:  # half a surrogate pair is no character: every reader would stumble over it
+        text = json.dumps(value, ensure_ascii=False)
+        data = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
     for raw, escaped in _LINE_ENDS:
         data = data.replace(raw, escaped)
     return data + b"\n"

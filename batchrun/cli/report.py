@@ -38,7 +38,7 @@ def report_problem(problem: BatchrunError) -> int:
         *first, cause = problem.cause.split("\n")
         for line in first:
             say(redact(line))
-        say(redact(cause) if first else f"{problem.label}: {redact(cause)}")
+        say(redact(cause) if first else f"{problem.label}{redact(cause)}")
         say(f"  {redact(problem.remedy)}")
     return problem.exit_code
 

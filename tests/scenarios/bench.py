@@ -207,7 +207,7 @@ class Bench:
 
     def kill_once(self, *options: str, **states: int) -> None:
         """Start, and SIGKILL as soon as the ledger shows so many records."""
-        assert self.start_until(*options, **states).stop(signal.SIGKILL).exit_code == -signal.SIGKILL
+        assert self.start_until(*options, ignore=(), **states).stop(signal.SIGKILL).exit_code == -signal.SIGKILL
 
     @property
     def environment(self) -> dict[str, str]:

@@ -219,7 +219,8 @@ def reopen_as_of(bench: Bench, hours_ago: float) -> None:
     """A stopped job whose operations were all accepted so long ago, and of which nothing is written yet."""
     with bench.ledger(write=True) as connection:
         connection.execute(
-            "UPDATE record SET state = 'open', out_offset = NULL, out_length = NULL, out_crc32 = NULL, submitted_at = ?",
+            "UPDATE record"
+            " SET state = 'open', out_offset = NULL, out_length = NULL, out_crc32 = NULL, submitted_at = ?",
             (time.time() - hours_ago * 3600,),
         )
         connection.execute("UPDATE job SET out_committed = 0, out_last_seq = NULL")

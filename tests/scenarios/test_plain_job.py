@@ -15,7 +15,9 @@ def test_every_record_is_answered_once_and_nothing_is_said(bench: Bench) -> None
     assert ran.exit_code == 0
     assert ran.is_silent
     assert bench.emulator.submissions == Counter(a=1, b=1, c=1)
-    assert {result["id"]: result["text"].rpartition(" ")[2] for result in bench.results()} == dict(zip("abc", "abc"))
+    assert {result["id"]: result["text"].rpartition(": ")[2] for result in bench.results()} == {
+        each: each for each in "abc"
+    }
     assert bench.failures() == []
     assert bench.log() == ["recovered", "input_checked", "first_post", "finished"]
     bench.check()

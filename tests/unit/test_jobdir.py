@@ -146,24 +146,17 @@ def test_whatever_the_holder_wrote_of_itself_the_job_is_in_use(paths: JobPaths, 
 # --- who may look ---
 
 
-def make_elsewhere(paths: JobPaths) -> Path:
+def link_state(paths: JobPaths) -> None:
     elsewhere = paths.output.parent / "elsewhere"
     elsewhere.mkdir(mode=0o700)
-    return elsewhere
-
-
-def link_state(paths: JobPaths) -> None:
-    paths.state.symlink_to(make_elsewhere(paths))
+    paths.state.symlink_to(elsewhere)
 
 
 def link_lock(paths: JobPaths) -> None:
+    elsewhere = paths.output.parent / "elsewhere"
+    elsewhere.touch()
     paths.state.mkdir(mode=0o700)
-    (make_elsewhere(paths) / "lock").touch()
-    paths.lock.symlink_to(make_elsewhere_again(paths) / "lock")
-
-
-def make_elsewhere_again(paths: JobPaths) -> Path:
-    return paths.output.parent / "elsewhere"
+    paths.lock.symlink_to(elsewhere)
 
 
 def lock_is_a_directory(paths: JobPaths) -> None:

@@ -1,0 +1,226 @@
+"""The input held against the ledger: what is new, what was moved, what must not have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from batchrun.inputs import digest, identity
+from batchrun.record import Place, Record, RecordId, State
+from batchrun.storage.inventory import Conflict, Entry, Inventory, Repeated
+from batchrun.storage.ledger import Ledger
+
+from .jobfiles import LINE_BYTES, NOW, REFUSED, a_line, a_record, contents, make_ledger, record_in
+
+NEW, INTENT, OPEN, DONE = State.NEW, State.INTENT, State.OPEN, State.DONE
+FAILED, HELD, EXPIRED = State.FAILED, State.HELD, State.EXPIRED
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = make_ledger(tmp_path / "ledger.db")
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def inventory(ledger: Ledger) -> Iterator[Inventory]:
+    inventory = Inventory(ledger)
+    yield inventory
+    inventory.close()
+
+
+def entry(line: int, *, id: RecordId = None, of_line: int | None = None, changed: bool = False) -> Entry:
+    """The input's line, holding the record that was on ``of_line``, as it was or changed."""
+    raw = a_line(of_line or line) + b" " * changed
+    return Entry(line, (line - 1) * LINE_BYTES, len(raw), identity(id), digest(raw))
+
+
+def ids_on(inventory: Inventory, ids: Sequence[RecordId]) -> Repeated | None:
+    inventory.add([entry(line, id=id) for line, id in enumerate(ids, 1)])
+    return inventory.repeated()
+
+
+# --- repeated ids ---
+
+REPEATS: dict[str, tuple[list[RecordId], tuple[str, int, int, int] | None]] = {
+    "none": ([1, 2, "a", "b"], None),
+    "no ids at all": ([None, None, None], None),
+    "a text twice": (["a", "b", "a"], ("a", 1, 3, 1)),
+    "a number and its text": (["b", 1, "1"], ("1", 2, 3, 1)),
+    "the first repeat in the file is named": (["a", "b", "b", "a"], ("b", 2, 3, 2)),
+    "three times": (["a", "a", "a"], ("a", 1, 2, 2)),
+    "two pairs": (["a", "b", "c", "a", "b"], ("a", 1, 4, 2)),
+    "an empty id is an id": (["", "x", ""], ("", 1, 3, 1)),
+    "case makes a difference": (["a", "A"], None),
+    "so does a space": (["a", "a "], None),
+    "so does a zero in front": ([1, "01"], None),
+}
+
+
+@pytest.mark.parametrize(("ids", "expected"), REPEATS.values(), ids=REPEATS)
+def test_repeated_ids(
+    inventory: Inventory, ids: list[RecordId], expected: tuple[str, int, int, int] | None
+) -> None:
+    assert ids_on(inventory, ids) == (None if expected is None else Repeated(*expected))
+
+
+# --- matching by id ---
+
+
+def test_with_ids_everywhere_the_order_does_not_matter(ledger: Ledger, inventory: Inventory) -> None:
+    seqs = {id: record_in(ledger, DONE, line, id=id) for line, id in ((1, "a"), (2, 2), (3, "c"))}
+    inventory.add([entry(1, id="c", of_line=3), entry(2, id="new"), entry(3, id="a", of_line=1)])
+    inventory.add([entry(4, id="2", of_line=2)])  # a number may have become its text
+    assert inventory.conflicts() == ([], 0)
+    with ledger.transaction():
+        inventory.adopt(ledger)
+    places = {id: ledger.row(seq).place for id, seq in seqs.items()}
+    assert {id: (place.line, place.offset) for id, place in places.items()} == {
+        "a": (3, 2 * LINE_BYTES),
+        2: (4, 3 * LINE_BYTES),
+        "c": (1, 0),
+    }
+    assert ledger.lines_known(1, 9) == {1, 3, 4}  # line 2 is new work
+
+
+def test_with_ids_everywhere_a_line_in_front_moves_no_answer(ledger: Ledger, inventory: Inventory) -> None:
+    for line in (1, 2):
+        record_in(ledger, OPEN, line, id=f"r{line}")
+    inventory.add([entry(1, id="r0"), entry(2, id="r1", of_line=1), entry(3, id="r2", of_line=2)])
+    assert inventory.conflicts() == ([], 0)
+
+
+def test_a_changed_id_is_a_record_gone_and_a_new_one(ledger: Ledger, inventory: Inventory) -> None:
+    record_in(ledger, DONE, 1, id="a")
+    inventory.add([entry(1, id="b")])
+    assert inventory.conflicts() == ([Conflict(1, None)], 1)
+
+
+# --- matching by line ---
+
+
+@pytest.mark.parametrize("ids", [(None, None), ("a", None), (None, "b")], ids=["no ids", "one in the ledger", "mixed"])
+def test_without_ids_everywhere_records_are_matched_by_line(
+    ledger: Ledger, inventory: Inventory, ids: tuple[RecordId, RecordId]
+) -> None:
+    for line, id in enumerate(ids, 1):
+        record_in(ledger, DONE, line, id=id)
+    inventory.add([entry(1, id=ids[1], of_line=2), entry(2, id=ids[0], of_line=1)])
+    assert not inventory.every_record_has_an_id()
+    assert inventory.conflicts() == ([Conflict(1, 1), Conflict(2, 2)], 2)
+
+
+def test_appended_lines_are_welcome(ledger: Ledger, inventory: Inventory) -> None:
+    record_in(ledger, DONE, 1)
+    record_in(ledger, OPEN, 2)
+    before = contents(ledger)
+    inventory.add(entry(line) for line in range(1, 6))
+    assert inventory.conflicts() == ([], 0)
+    with ledger.transaction():
+        inventory.adopt(ledger)
+    assert contents(ledger) == before
+
+
+# --- conflicts ---
+
+CHANGES = {state: state not in (NEW, FAILED) for state in State}
+"""Whether a record in this state forbids to change its line."""
+
+
+@pytest.mark.parametrize(("state", "forbidden"), CHANGES.items(), ids=CHANGES)
+@pytest.mark.parametrize("id", [None, "a"], ids=["by line", "by id"])
+def test_a_line_may_change_only_while_nothing_was_accepted_for_it(
+    ledger: Ledger, inventory: Inventory, id: RecordId, state: State, forbidden: bool
+) -> None:
+    record_in(ledger, state, 1, id=id)
+    inventory.add([entry(1, id=id, changed=True)])
+    assert inventory.conflicts() == (([Conflict(1, 1)], 1) if forbidden else ([], 0))
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("id", [None, "a"], ids=["by line", "by id"])
+def test_a_line_with_a_row_must_not_disappear(
+    ledger: Ledger, inventory: Inventory, id: RecordId, state: State
+) -> None:
+    record_in(ledger, state, 1, id=id)
+    inventory.add([entry(2, id=None if id is None else "b")])
+    assert inventory.conflicts() == ([Conflict(1, None)], 1)
+
+
+def test_the_first_five_conflicts_are_named_and_all_are_counted(ledger: Ledger, inventory: Inventory) -> None:
+    for line in range(12, 0, -1):
+        record_in(ledger, DONE, line)
+    inventory.add(entry(line, changed=True) for line in range(3, 11))
+    conflicts, count = inventory.conflicts()
+    assert conflicts == [Conflict(1, None), Conflict(2, None), Conflict(3, 3), Conflict(4, 4), Conflict(5, 5)]
+    assert count == 12
+
+
+# --- following the input ---
+
+
+def test_a_repaired_line_is_sent_again(ledger: Ledger, inventory: Inventory) -> None:
+    repaired, as_it_was = record_in(ledger, FAILED, 1), record_in(ledger, FAILED, 2)
+    inventory.add([entry(1, changed=True), entry(2)])
+    assert inventory.conflicts() == ([], 0)
+    with ledger.transaction():
+        inventory.adopt(ledger)
+    assert [ledger.row(seq).state for seq in (repaired, as_it_was)] == [NEW, FAILED]
+    assert ledger.row(repaired).digest == entry(1, changed=True).digest
+    assert ledger.row(repaired).place.length == entry(1, changed=True).length
+
+
+def test_a_repaired_line_answers_under_the_id_it_has_now(ledger: Ledger, inventory: Inventory) -> None:
+    seq = record_in(ledger, FAILED, 1, id="old")
+    record_in(ledger, DONE, 2)  # has no id, so that lines decide
+    changed = entry(1, id="new", changed=True)
+    inventory.add([changed, entry(2)])
+    assert inventory.conflicts() == ([], 0)
+    with ledger.transaction():
+        inventory.adopt(ledger)
+        record = replace(a_record(1, id="new", seq=seq), digest=changed.digest)
+        ledger.record_intent(record, "request", NOW)
+    assert ledger.row(seq).id == "new"
+
+
+def test_bad_lines_do_not_decide_how_records_are_matched(ledger: Ledger, inventory: Inventory) -> None:
+    from batchrun.record import Failure
+
+    record_in(ledger, DONE, 1, id="a")
+    with ledger.transaction():
+        ledger.refuse_line(Place(2, 100, 5), b"\0" * 16, Failure("bad_input", "no JSON"), NOW)
+    inventory.add([entry(1, id="a")])
+    assert inventory.every_record_has_an_id()
+    with ledger.transaction():
+        ledger.refuse_line(Place(3, 200, 5), b"\0" * 16, REFUSED, NOW)
+    assert not inventory.every_record_has_an_id()
+
+
+def test_an_inventory_leaves_no_trace(ledger: Ledger) -> None:
+    record_in(ledger, DONE, 1)
+    before = contents(ledger)
+    for _ in range(2):
+        inventory = Inventory(ledger)
+        inventory.add([entry(1)])
+        inventory.conflicts()
+        inventory.close()
+    assert contents(ledger) == before
+    assert ledger.connection.execute("SELECT count(*) FROM temp.sqlite_schema").fetchone()[0] == 0
+
+
+def test_an_inventory_of_a_killed_check_is_not_mistaken_for_this_one(ledger: Ledger) -> None:
+    Inventory(ledger).add([entry(1, id="a")])
+    assert ids_on(Inventory(ledger), ["a"]) is None
+
+
+def test_a_million_bytes_of_ids_are_compared_as_text(inventory: Inventory) -> None:
+    ids: list[RecordId] = [f"{number:0250d}" for number in range(4000)]
+    assert ids_on(inventory, [*ids, ids[0]]) == Repeated(f"{0:0250d}", 1, 4001, 1)
+
+
+def as_read(entry_: Entry) -> Record:
+    return replace(a_record(entry_.line), place=Place(entry_.line, entry_.offset, entry_.length))
