@@ -68,6 +68,11 @@ def read_lines(fd: int, end: int, hasher: hashlib.blake2b | None = None) -> Iter
     yield from splitter.end()
 
 
+def is_record(line: Line) -> bool:
+    """Whether a line counts, good or bad; a blank one does not."""
+    return line.too_long or not is_blank(line.raw)
+
+
 def check_input(path: Path, fd: int, inventory: Inventory, *, limit: int | None, strict: bool) -> Checked:
     """Check every line; put every good record into the inventory.
 
@@ -86,7 +91,7 @@ def check_input(path: Path, fd: int, inventory: Inventory, *, limit: int | None,
     found = Checked(end=size)
     entries: list[Entry] = []
     for line in read_lines(fd, size, hasher):
-        if limit is not None and found.records == limit and not is_blank(line.raw):
+        if limit is not None and found.records == limit and is_record(line):
             found.end, found.whole = line.offset, False
             break
         _check_line(path, line, found, entries)
@@ -110,7 +115,7 @@ def offset_after(fd: int, end: int, records: int) -> int:
     """Where the record after the first so many begins; ``end`` if there is none."""
     seen = 0
     for line in read_lines(fd, end):
-        if not is_blank(line.raw) or line.too_long:
+        if is_record(line):
             if seen == records:
                 return line.offset
             seen += 1
@@ -129,7 +134,7 @@ def prefix_digest(fd: int, size: int) -> bytes:
 
 def _check_line(path: Path, line: Line, found: Checked, entries: list[Entry]) -> None:
     found.lines += 1
-    if is_blank(line.raw) and not line.too_long:
+    if not is_record(line):
         return
     found.records += 1
     try:

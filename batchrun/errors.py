@@ -74,5 +74,7 @@ class Interrupted(BatchrunError):
     label = ""
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}", remedy="run the same command again to continue")
+        super().__init__(
+            f"stopped by {signal.Signals(signal_number).name}", remedy="run the same command again to continue"
+        )
         self.exit_code = 128 + signal_number

@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Mapping
 import aiofiles
 
 from batchrun.channel import Channel
-from batchrun.check import BLOCK_BYTES, TOO_LONG, Source, prefix_digest
+from batchrun.check import BLOCK_BYTES, TOO_LONG, Source, is_record, prefix_digest
 from batchrun.errors import InputProblem
-from batchrun.inputs import BadLine, Line, LineSplitter, digest, is_blank, parse
+from batchrun.inputs import BadLine, Line, LineSplitter, digest, parse
 from batchrun.log import event
 from batchrun.record import Failure, Place, Record, State
 from batchrun.stop import Stop
@@ -138,7 +138,7 @@ class Reader:
             if lines and lines[0].number <= known_until:
                 known = await self._storage.do(Ledger.lines_known, lines[0].number, lines[-1].number)
             for line in lines:
-                if line.number not in known and (line.too_long or not is_blank(line.raw)):
+                if line.number not in known and is_record(line):
                     yield line
             await self._save_low_water()
 

@@ -21,6 +21,7 @@ class Stop:
         self.error: BatchrunError | None = None
         self.requested = asyncio.Event()
         self.hurried = asyncio.Event()
+        self._signals = 0
         self._loop = asyncio.get_running_loop()
         self._sleepers: set[asyncio.Future[None]] = set()
 
@@ -38,8 +39,9 @@ class Stop:
         self._loop.call_soon_threadsafe(self._signalled, number)
 
     def _signalled(self, number: int) -> None:
-        if isinstance(self.error, Interrupted):
+        if self._signals:
             self.hurried.set()
+        self._signals += 1
         self.request(Interrupted(number))
 
     @property

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import orjson
 
-from batchrun.check import read_lines
-from batchrun.inputs import digest, is_blank
+from batchrun.check import is_record, read_lines
+from batchrun.inputs import digest
 from batchrun.record import State
 from batchrun.storage.ledger import Ledger, Row
 from batchrun.storage.results import lines_of
@@ -103,7 +103,7 @@ def _compare_input(ledger: Ledger, path: Path, found: Findings) -> None:
         end = ledger.job().input_size
         batch: dict[int, bytes] = {}
         for line in read_lines(fd, os.fstat(fd).st_size if end is None else end):
-            if line.too_long or not is_blank(line.raw):
+            if is_record(line):
                 found.input_records += 1
                 batch[line.number] = digest(line.raw)
             if len(batch) >= LINES_AT_ONCE:

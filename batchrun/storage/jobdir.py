@@ -24,11 +24,10 @@ class AlreadyRunning(TryLater):
     """Another process works on this job. ``since`` is its start in Unix seconds, where it could be read."""
 
     def __init__(self, output: Path, holder: dict[str, object]) -> None:
-        self.since = holder.get("started_at")
-        who = f" by process {holder['pid']} on {holder['host']}" if "pid" in holder else " by another run"
-        when = ""
-        if isinstance(self.since, int | float):
-            when = f" since {datetime.fromtimestamp(self.since):%H:%M}"
+        since, pid = holder.get("started_at"), holder.get("pid")
+        self.since = since if isinstance(since, int) and 0 <= since < 1 << 33 else None
+        who = f" by process {pid} on {holder.get('host')}" if isinstance(pid, int) else " by another run"
+        when = f" since {datetime.fromtimestamp(self.since):%H:%M}" if self.since is not None else ""
         super().__init__(f"`{output}` is in use{who}{when}", remedy=f"wait for it, or: batchrun status {output}")
 
 

@@ -307,19 +307,13 @@ class Ledger:
 
     def record_intent(self, record: Record, request_id: str, now: float) -> int:
         """NEW -> INTENT, durable before the POST. Returns the row's ``seq``."""
+        id_json = None if record.id is None else json.dumps(record.id)
         if record.seq is not None:
-            self._expect_row("renew_intent", seq=record.seq, request_id=request_id, now=now)
+            self._expect_row("renew_intent", seq=record.seq, id=id_json, request_id=request_id, now=now)
             return record.seq
-        place = record.place
+        place = asdict(record.place)
         inserted = self.execute(
-            "insert_intent",
-            line=place.line,
-            offset=place.offset,
-            length=place.length,
-            id=None if record.id is None else json.dumps(record.id),
-            digest=record.digest,
-            request_id=request_id,
-            now=now,
+            "insert_intent", **place, id=id_json, digest=record.digest, request_id=request_id, now=now
         )
         assert inserted.lastrowid is not None
         return inserted.lastrowid

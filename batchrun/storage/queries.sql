@@ -29,6 +29,7 @@ VALUES (:line, :offset, :length, :id, :digest, 'intent', :request_id, :now);
 -- name: renew_intent
 UPDATE record
    SET state        = 'intent',
+       id           = :id,
        request_id   = :request_id,
        submitted_at = :now
  WHERE seq   = :seq

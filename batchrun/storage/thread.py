@@ -10,10 +10,10 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from batchrun.errors import BatchrunError
 from batchrun.record import Usage
 from batchrun.storage.ledger import Ledger
 from batchrun.storage.results import Results, full_disk
@@ -131,15 +131,13 @@ class Storage:
             raise full_disk(self._results.path, error) from error
 
     def _rescue(self, urgent: Sequence[_Request]) -> None:
-        """Operation IDs that came with a batch that failed for another reason still go to disk, if it takes them."""
-        if not urgent:
-            return
-        try:
-            with self._ledger.transaction():
-                for request in urgent:
-                    request.value = request.act(self._ledger)
-        except BatchrunError:
-            pass  # the disk takes nothing any more: the next start finds these records INTENT, and says so
+        """Operation IDs that came with a batch that failed still go to disk, each by itself, if it takes them.
+
+        Those it does not take are found INTENT by the next start, which says so.
+        """
+        for request in urgent:
+            with suppress(Exception), self._ledger.transaction():
+                request.act(self._ledger)
 
     def _answer(self, batch: list[_Request]) -> None:
         self._loop.call_soon_threadsafe(_resolve, batch, self._failure)

@@ -37,17 +37,6 @@ def test_a_detailed_log_names_every_request_and_quotes_nothing(bench: Bench) -> 
     bench.check()
 
 
-def test_a_refused_key_is_not_quoted(bench: Bench) -> None:
-    """The service's own message quotes the ends of the key. Fails if ``Redactor`` does not know the secrets in use."""
-    bench.records("a")
-    bench.emulator.change(api_key="another-key", folder="another-folder")
-    ran = bench.run("-v", "--log-file", "run.log")
-    assert ran.exit_code == 5
-    bench.emulator.begin()
-    assert bench.run().exit_code == 0
-    bench.check()
-
-
 def test_on_a_terminal_the_run_shows_its_progress(bench: Bench) -> None:
     """Fails if ``run_job`` does not hand a screen to the job."""
     bench.records("a", "b", "c")

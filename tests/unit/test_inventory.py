@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from batchrun.inputs import digest, identity
-from batchrun.record import Place, Record, RecordId, State
+from batchrun.record import Failure, Place, RecordId, State
 from batchrun.storage.inventory import Conflict, Entry, Inventory, Repeated
 from batchrun.storage.ledger import Ledger
 
@@ -77,7 +77,7 @@ def test_with_ids_everywhere_the_order_does_not_matter(ledger: Ledger, inventory
     inventory.add([entry(4, id="2", of_line=2)])  # a number may have become its text
     assert inventory.conflicts() == ([], 0)
     with ledger.transaction():
-        inventory.adopt(ledger)
+        inventory.adopt()
     places = {id: ledger.row(seq).place for id, seq in seqs.items()}
     assert {id: (place.line, place.offset) for id, place in places.items()} == {
         "a": (3, 2 * LINE_BYTES),
@@ -121,7 +121,7 @@ def test_appended_lines_are_welcome(ledger: Ledger, inventory: Inventory) -> Non
     inventory.add(entry(line) for line in range(1, 6))
     assert inventory.conflicts() == ([], 0)
     with ledger.transaction():
-        inventory.adopt(ledger)
+        inventory.adopt()
     assert contents(ledger) == before
 
 
@@ -163,12 +163,30 @@ def test_the_first_five_conflicts_are_named_and_all_are_counted(ledger: Ledger, 
 # --- following the input ---
 
 
+@pytest.mark.parametrize(
+    ("known", "first"),
+    [
+        pytest.param([], (1, 0), id="nothing is known"),
+        pytest.param([1, 2], (3, 2 * LINE_BYTES), id="the beginning is known"),
+        pytest.param([1, 3, 4], (2, LINE_BYTES), id="a line between is not"),
+        pytest.param([1, 2, 3, 4], None, id="all is known"),
+    ],
+)
+def test_reading_begins_at_the_first_record_without_a_row(
+    ledger: Ledger, inventory: Inventory, known: list[int], first: tuple[int, int] | None
+) -> None:
+    for line in known:
+        record_in(ledger, DONE, line)
+    inventory.add(entry(line) for line in range(1, 5))
+    assert inventory.first_unknown() == first
+
+
 def test_a_repaired_line_is_sent_again(ledger: Ledger, inventory: Inventory) -> None:
     repaired, as_it_was = record_in(ledger, FAILED, 1), record_in(ledger, FAILED, 2)
     inventory.add([entry(1, changed=True), entry(2)])
     assert inventory.conflicts() == ([], 0)
     with ledger.transaction():
-        inventory.adopt(ledger)
+        inventory.adopt()
     assert [ledger.row(seq).state for seq in (repaired, as_it_was)] == [NEW, FAILED]
     assert ledger.row(repaired).digest == entry(1, changed=True).digest
     assert ledger.row(repaired).place.length == entry(1, changed=True).length
@@ -181,15 +199,13 @@ def test_a_repaired_line_answers_under_the_id_it_has_now(ledger: Ledger, invento
     inventory.add([changed, entry(2)])
     assert inventory.conflicts() == ([], 0)
     with ledger.transaction():
-        inventory.adopt(ledger)
+        inventory.adopt()
         record = replace(a_record(1, id="new", seq=seq), digest=changed.digest)
         ledger.record_intent(record, "request", NOW)
     assert ledger.row(seq).id == "new"
 
 
 def test_bad_lines_do_not_decide_how_records_are_matched(ledger: Ledger, inventory: Inventory) -> None:
-    from batchrun.record import Failure
-
     record_in(ledger, DONE, 1, id="a")
     with ledger.transaction():
         ledger.refuse_line(Place(2, 100, 5), b"\0" * 16, Failure("bad_input", "no JSON"), NOW)
@@ -221,6 +237,3 @@ def test_a_million_bytes_of_ids_are_compared_as_text(inventory: Inventory) -> No
     ids: list[RecordId] = [f"{number:0250d}" for number in range(4000)]
     assert ids_on(inventory, [*ids, ids[0]]) == Repeated(f"{0:0250d}", 1, 4001, 1)
 
-
-def as_read(entry_: Entry) -> Record:
-    return replace(a_record(entry_.line), place=Place(entry_.line, entry_.offset, entry_.length))

@@ -582,14 +582,6 @@ def test_every_named_query_is_used() -> None:
     assert [name for name in QUERIES if f'"{name}"' not in code] == []
 
 
-def test_every_name_of_a_query_stands_for_one() -> None:
-    code = "".join(
-        file.read_text() for file in resources.files("batchrun.storage").iterdir() if file.name.endswith(".py")
-    )
-    called = re.findall(r'(?:_execute|_expect_row)\(\s*"(\w+)"|QUERIES\["(\w+)"\]', code)
-    assert {first or second for first, second in called} <= set(QUERIES)
-
-
 def test_every_named_query_compiles(ledger: Ledger) -> None:
     Inventory(ledger).close()  # teaches the connection its function
     for name, query in QUERIES.items():

@@ -1,0 +1,254 @@
+"""Three witnesses of one job: when do input, ledger and output agree, and how is a difference named?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from batchrun.errors import DiskProblem
+from batchrun.inputs import digest
+from batchrun.record import Move, Place, State, Usage
+from batchrun.storage.ledger import Ledger
+from batchrun.storage.results import Results
+from batchrun.verify import MAX_NAMED, Findings, verify
+from batchrun.writer import one_line
+
+from .jobfiles import NOW, REFUSED, a_line, a_record, damage, make_ledger, operation_of
+
+RECORDS = 40
+
+
+def an_answer(seq: int) -> bytes:
+    """Its line of output, as long as any other."""
+    text = f"answer {seq:03d}".ljust(13 - len(str(seq)))
+    return one_line({"line": seq, "operation_id": operation_of(seq), "text": text})
+
+
+ANSWER_BYTES = len(an_answer(1))
+
+
+class Books:
+    """A finished job of 40 records: 38 written in another order than they came, one failed, one never sent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.input = folder / "in.jsonl"
+        self.output = folder / "out.jsonl"
+        self.input.write_bytes(b"".join(a_line(line) + b"\n" for line in range(1, RECORDS + 1)))
+        self.ledger = make_ledger(folder / "ledger.db")
+        results = Results.open(self.output, create=True)
+        with self.ledger.transaction():
+            for line in range(1, RECORDS):
+                seq = self.ledger.record_intent(a_record(line, id=f"r{line}"), "request", NOW)
+                if line == 17:
+                    self.ledger.move(seq, State.INTENT, Move(State.FAILED, failure=REFUSED), NOW)
+                else:
+                    self.ledger.record_operation(seq, operation_of(seq), NOW)
+            for seq in [seq for seq in range(RECORDS - 1, 0, -1) if seq != 17]:
+                (written,) = results.append([an_answer(seq)])
+                self.ledger.record_done(seq, operation_of(seq), written, Usage(1, 1), NOW)
+                self.ledger.save_out_committed(results.end, seq)
+        results.close()
+
+    def verify(self) -> Findings:
+        return verify(self.ledger, self.input, self.output)
+
+    def lines(self, path: Path) -> list[bytes]:
+        return path.read_bytes().splitlines(keepends=True)
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Iterator[Books]:
+    books = Books(tmp_path)
+    yield books
+    books.ledger.close()
+
+
+def test_an_untouched_job_agrees(books: Books) -> None:
+    found = books.verify()
+    assert (found.input_records, found.ledger_rows, found.output_lines) == (40, 39, 38)
+    assert (found.differences, found.named, found.uncommitted_bytes) == (0, [], 0)
+
+
+def test_bytes_behind_the_last_commit_are_counted_and_no_difference(books: Books) -> None:
+    with books.output.open("ab") as file:
+        file.write(b"half a line")
+    found = books.verify()
+    assert (found.differences, found.uncommitted_bytes) == (0, 11)
+
+
+# --- the output ---
+
+Edit = Callable[[list[bytes]], list[bytes]]
+OUTPUTS: dict[str, tuple[Edit, list[str]]] = {
+    # line 1 of the output answers line 39 of the input, line 2 line 38 and so on
+    "a changed text": (
+        lambda lines: [lines[0].replace(b"answer 039", b"answer 093"), *lines[1:]],
+        ["out.jsonl:1: changed since it was written (line 39 of the input (id r39))"],
+    ),
+    "a flipped bit that is no JSON any more": (
+        lambda lines: [lines[0], lines[1].replace(b"{", b"z"), *lines[2:]],
+        ["out.jsonl:2: changed since it was written (line 38 of the input (id r38))"],
+    ),
+    "a line for another, of the same length": (
+        lambda lines: [lines[0], lines[0], *lines[2:]],
+        [
+            "out.jsonl:2: line 39 of the input is answered twice",
+            "out.jsonl: the answer to line 38 of the input (id r38) is missing",
+        ],
+    ),
+    "two lines that changed places": (lambda lines: [lines[1], lines[0], *lines[2:]], []),
+    "a foreign line in the place of another": (
+        lambda lines: [*lines[:5], b'{"operation_id":"of-another-job"}'.ljust(ANSWER_BYTES - 1) + b"\n", *lines[6:]],
+        ["out.jsonl:6: changed since it was written (line 34 of the input (id r34))"],
+    ),
+    "the last line is gone": (
+        lambda lines: lines[:-1],
+        [
+            f"out.jsonl: {ANSWER_BYTES} bytes are missing at the end",
+            "out.jsonl: the answer to line 1 of the input (id r1) is missing",
+        ],
+    ),
+    "every line is gone": (
+        lambda lines: [],
+        [
+            f"out.jsonl: {38 * ANSWER_BYTES:,} bytes are missing at the end",
+            *(
+                f"out.jsonl: the answer to line {line} of the input (id r{line}) is missing"
+                for line in range(1, RECORDS)
+                if line != 17
+            ),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(("edit", "expected"), OUTPUTS.values(), ids=OUTPUTS)
+def test_an_output_with(books: Books, edit: Edit, expected: list[str]) -> None:
+    books.output.write_bytes(b"".join(edit(books.lines(books.output))))
+    found = books.verify()
+    folder = f"{books.output.parent}/"
+    assert [named.replace(folder, "") for named in found.named] == expected[:MAX_NAMED]
+    assert found.differences == len(expected)
+
+
+def test_many_changed_lines_are_all_counted_and_the_good_ones_are_not_called_missing(books: Books) -> None:
+    lines = books.lines(books.output)
+    changed = [line.replace(b"answer", b"ANSWER") for line in lines[:30]]
+    books.output.write_bytes(b"".join(changed + lines[30:]))
+    found = books.verify()
+    assert [named for named in found.named if "missing" in named] == []
+    assert found.differences == 30
+    assert found.output_lines == 38
+
+
+def test_an_answer_with_half_a_surrogate_pair_agrees(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(a_line(1) + b"\n")
+    ledger = make_ledger(tmp_path / "ledger.db")
+    results = Results.open(tmp_path / "out.jsonl", create=True)
+    (written,) = results.append([one_line({"line": 1, "operation_id": "op1", "text": "cut: \ud83d"})])
+    with ledger.transaction():
+        seq = ledger.record_intent(a_record(1), "request", NOW)
+        ledger.record_operation(seq, "op1", NOW)
+        ledger.record_done(seq, "op1", written, Usage(), NOW)
+        ledger.save_out_committed(results.end, seq)
+    assert verify(ledger, tmp_path / "in.jsonl", tmp_path / "out.jsonl").named == []
+    results.close()
+    ledger.close()
+
+
+# --- the input ---
+
+BLANK = b" " * len(a_line(1)) + b"\n"
+INPUTS: dict[str, tuple[Edit, list[str]]] = {
+    "a changed line": (
+        lambda lines: [lines[0], lines[1].replace(b"question", b"QUESTION"), *lines[2:]],
+        ["in.jsonl:2: changed since it was sent"],
+    ),
+    "a changed line that failed": (
+        lambda lines: [*lines[:16], lines[16].replace(b"question", b"QUESTION"), *lines[17:]],
+        ["in.jsonl:17: changed since it was sent"],
+    ),
+    "a changed line that was never sent": (lambda lines: [*lines[:-1], lines[-1].replace(b"q", b"Q")], []),
+    "more lines": (lambda lines: [*lines, a_line(41) + b"\n"], []),
+    "a line gone": (
+        lambda lines: [*lines[:38], lines[39]],
+        ["in.jsonl:39: changed since it was sent"],
+    ),
+    "the last lines gone": (
+        lambda lines: lines[:37],
+        [f"in.jsonl:{line}: in the ledger, and no longer in the input" for line in (38, 39)],
+    ),
+    "no line left": (
+        lambda lines: [],
+        [f"in.jsonl:{line}: in the ledger, and no longer in the input" for line in range(1, RECORDS)],
+    ),
+    "a blank line in the middle": (
+        lambda lines: [*lines[:4], BLANK, *lines[5:]],
+        ["in.jsonl:5: in the ledger, and no longer in the input"],
+    ),
+    "a blank first line": (
+        lambda lines: [BLANK, *lines[1:]],
+        ["in.jsonl:1: in the ledger, and no longer in the input"],
+    ),
+    "blank last lines": (
+        lambda lines: [*lines[:38], BLANK, BLANK],
+        ["in.jsonl:39: in the ledger, and no longer in the input"],
+    ),
+    "nothing but blank lines": (
+        lambda lines: [BLANK] * 40,
+        [f"in.jsonl:{line}: in the ledger, and no longer in the input" for line in range(1, RECORDS)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("edit", "expected"), INPUTS.values(), ids=INPUTS)
+def test_an_input_with(books: Books, edit: Edit, expected: list[str]) -> None:
+    books.input.write_bytes(b"".join(edit(books.lines(books.input))))
+    found = books.verify()
+    folder = f"{books.input.parent}/"
+    assert [named.replace(folder, "") for named in found.named] == expected[:MAX_NAMED]
+    assert found.differences == len(expected)
+
+
+@pytest.mark.parametrize("blank", [1, 3, 5, 9], ids=lambda line: f"line {line}")
+def test_a_blanked_line_is_noticed_wherever_the_reading_pauses(
+    books: Books, blank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchrun.verify.LINES_AT_ONCE", 4)
+    lines = books.lines(books.input)
+    lines[blank - 1] = BLANK
+    books.input.write_bytes(b"".join(lines))
+    assert books.verify().named == [f"{books.input}:{blank}: in the ledger, and no longer in the input"]
+
+
+def test_only_the_part_that_was_checked_is_compared(books: Books) -> None:
+    with books.ledger.transaction():
+        size = books.input.stat().st_size
+        books.ledger.save_input("in", inode=1, mtime_ns=1, size=size, digest=digest(b""), records=RECORDS)
+    with books.input.open("ab") as file:
+        file.write(b"more\n" * 10)
+    assert books.verify().input_records == RECORDS
+
+
+# --- the files themselves ---
+
+
+def test_a_missing_file_is_said_to_be_missing(books: Books) -> None:
+    books.output.unlink()
+    with pytest.raises(FileNotFoundError):
+        books.verify()
+
+
+def test_a_damaged_ledger_is_no_witness(books: Books) -> None:
+    path = books.ledger.path
+    with books.ledger.transaction():
+        for line in range(100, 700):
+            books.ledger.refuse_line(Place(line, 0, 1), digest(b""), REFUSED, NOW)
+    books.ledger.checkpoint()
+    books.ledger.close()
+    damage(path, path.stat().st_size - 3 * 4096)
+    books.ledger = Ledger.open(path)
+    with pytest.raises(DiskProblem, match="damaged"):
+        books.verify()
