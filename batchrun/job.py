@@ -104,8 +104,17 @@ async def work(
             backlog = Backlog(summarize(ledger).counts)
             reader = Reader(source, storage, backlog, stop)
             tracker = Tracker(provider, storage, backlog, stop, read_pacer, outage, operations)
-            submitter = Submitter(provider, storage, backlog, stop, submit_pacer, outage, config, tracker.add)
-            submitter.has_room = lambda: len(tracker) < MAX_OPEN and disk.has_room
+            submitter = Submitter(
+                provider,
+                storage,
+                backlog,
+                stop,
+                submit_pacer,
+                outage,
+                config,
+                has_room=lambda: len(tracker) < MAX_OPEN and disk.has_room,
+                accepted=tracker.add,
+            )
             writer = Writer(source, storage, settings)
 
             async def intake() -> None:

@@ -50,11 +50,12 @@ class Submitter:
         pacer: Pacer,
         outage: Outage,
         config: JobConfig,
+        *,
+        has_room: Callable[[], bool],
         accepted: Callable[[int, str, float], None],
     ) -> None:
-        """``accepted`` is told (seq, operation ID, monotonic now) of each acceptance, once it is on disk.
-
-        ``has_room`` may be set: whether one more operation may be opened.
+        """Besides the parts of a run: ``has_room`` says whether one more operation may be opened, ``accepted`` is told
+        (seq, operation ID, monotonic now) of each acceptance, once it is on disk.
         """
         self._provider = provider
         self._storage = storage
@@ -64,7 +65,7 @@ class Submitter:
         self._gate = Gate()
         self._outage = outage
         self._config = config
-        self.has_room: Callable[[], bool] = lambda: True
+        self._has_room = has_room
         self._accepted = accepted
         self._turn = asyncio.Lock()
         self._proven = False
@@ -119,7 +120,7 @@ class Submitter:
         while not self._stop.is_requested:
             now = time.monotonic()
             wait_s = max(self._pacer.wait_s(now), self._gate.wait_s(now))
-            if wait_s <= 0 and self.has_room():
+            if wait_s <= 0 and self._has_room():
                 self._pacer.take(now)
                 return True
             await self._stop.sleep(max(wait_s, FULL_POLL_S if wait_s <= 0 else 0))
@@ -205,5 +206,5 @@ def _refused_credentials(reply: Refused) -> CredentialsRefused:
 def _refused_request(reply: Refused) -> UsageProblem:
     return UsageProblem(
         f"the service refused the first {ALIKE_AT_THE_START} requests alike ({reply.status}: {reply.message})",
-        remedy="see to --model, YC_FOLDER_ID and --endpoint, then run again; nothing was paid",
+        remedy="see to --model, YC_FOLDER_ID and --endpoint, then run again; nothing was accepted",
     )

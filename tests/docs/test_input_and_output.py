@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,8 +60,12 @@ def test_the_fields_of_usage_and_error_are_documented(files: tuple[Any, Any]) ->
 def kinds_in_code() -> set[str]:
     """Every text that the code puts into ``Failure.kind``: as its first argument, or under the name ``kind``."""
     kinds: set[str] = set()
-    for path in (ROOT / "batchrun").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    sources = (ROOT / "batchrun").rglob("*.py")
+    functions = (node for path in sources for node in ast.walk(ast.parse(path.read_text("utf-8"))))
+    for function in functions:
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) or "Failure(" not in ast.unparse(function):
+            continue
+        for node in ast.walk(function):
             match node:
                 case ast.Call(func=ast.Name(id="Failure"), args=[ast.Constant(value=str(kind)), *_]):
                     kinds.add(kind)
