@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,6 @@ import orjson
 
 from batchrun.check import is_record, read_lines
 from batchrun.inputs import digest
-from batchrun.record import State
 from batchrun.storage.ledger import Ledger, Row
 from batchrun.storage.results import lines_of
 
@@ -53,8 +52,9 @@ def verify(ledger: Ledger, input_path: Path, output_path: Path) -> Findings:
 
 def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
     committed = ledger.job().out_committed
-    seen = bytearray(ledger.last_seq() // 8 + 1)
-    odd: list[tuple[int, int, bytes]] = []
+    good, changed = Marks(ledger.last_seq()), Marks(ledger.last_seq())
+    expected = _RowsByOffset(ledger)
+    odd = array("q")  # line number, then the row it may be; judged when it is known which rows have their line
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(fd).st_size
@@ -63,74 +63,80 @@ def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
             found.differ(f"{path}: {committed - size:,} bytes are missing at the end")
         for number, (offset, data) in enumerate(lines_of(fd, 0, committed), 1):
             found.output_lines += 1
-            row = _row_of(ledger, data)
-            if row is None or row.written is None or row.written.crc32 != zlib.crc32(data):
-                odd.append((number, offset, data))
-                if len(odd) > MAX_NAMED:
-                    break
-            elif _is_marked(seen, row.seq):
-                found.differ(f"{path}:{number}: line {row.place.line} of the input is answered twice")
+            row, here = _row_of(ledger, data), expected.at(offset)
+            if row is not None and row.written is not None and row.written.crc32 == zlib.crc32(data):
+                if row.seq in good:
+                    found.differ(f"{path}:{number}: line {row.place.line} of the input is answered twice")
+                good.add(row.seq)
             else:
-                _mark(seen, row.seq)
+                culprit = row or here
+                odd.extend((number, culprit.seq if culprit is not None and culprit.written is not None else 0))
     finally:
         os.close(fd)
-    changed = _name_odd_lines(ledger, path, odd, seen, found)
-    for row in _done_rows(ledger):
-        if not _is_marked(seen, row.seq) and row.seq not in changed:
+    for number, seq in zip(odd[::2], odd[1::2], strict=True):
+        if seq and seq not in good and seq not in changed:
+            row = ledger.row(seq)
+            line = f"line {row.place.line} of the input{_id(row)}"
+            found.differ(f"{path}:{number}: changed since it was written ({line})")
+            changed.add(seq)
+        else:
+            found.differ(f"{path}:{number}: not written by this job")
+    for row in ledger.rows_done():
+        if row.seq not in good and row.seq not in changed:
             found.differ(f"{path}: the answer to line {row.place.line} of the input{_id(row)} is missing")
 
 
-def _name_odd_lines(
-    ledger: Ledger, path: Path, odd: list[tuple[int, int, bytes]], seen: bytearray, found: Findings
-) -> set[int]:
-    """Say of each line without its row whether it is a changed one or a foreign one. Returns the changed rows."""
-    changed = set()
-    for number, offset, data in odd:
-        row = ledger.row_at(offset) or _row_of(ledger, data)
-        if row is not None and row.state is State.DONE and not _is_marked(seen, row.seq) and row.seq not in changed:
-            found.differ(
-                f"{path}:{number}: changed since it was written (line {row.place.line} of the input{_id(row)})"
-            )
-            changed.add(row.seq)
-        else:
-            found.differ(f"{path}:{number}: not written by this job")
-    return changed
+class Marks:
+    """A set of row numbers, one bit each."""
+
+    def __init__(self, last: int) -> None:
+        self._bits = bytearray(last // 8 + 1)
+
+    def __contains__(self, seq: int) -> bool:
+        return bool(self._bits[seq >> 3] & (1 << (seq & 7)))
+
+    def add(self, seq: int) -> None:
+        self._bits[seq >> 3] |= 1 << (seq & 7)
+
+
+class _RowsByOffset:
+    """Finds the row whose line should begin at an offset; asked for rising offsets only."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._rows = ledger.rows_done()
+        self._next = next(self._rows, None)
+
+    def at(self, offset: int) -> Row | None:
+        while self._next is not None and self._next.written is not None and self._next.written.offset < offset:
+            self._next = next(self._rows, None)
+        here = self._next
+        return here if here is not None and here.written is not None and here.written.offset == offset else None
 
 
 def _compare_input(ledger: Ledger, path: Path, found: Findings) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         end = ledger.job().input_size
+        next_line = 1
         batch: dict[int, bytes] = {}
         for line in read_lines(fd, os.fstat(fd).st_size if end is None else end):
             if is_record(line):
                 found.input_records += 1
                 batch[line.number] = digest(line.raw)
             if len(batch) >= LINES_AT_ONCE:
-                _compare_lines(ledger, path, batch, found)
-                batch = {}
-        if batch:
-            _compare_lines(ledger, path, batch, found)
-        last = line.number if found.input_records else 0
-        for number in ledger.lines_known(last + 1, 1 << 62):
-            found.differ(f"{path}:{number}: in the ledger, and no longer in the input")
+                _compare_lines(ledger, path, batch, next_line, line.number, found)
+                batch, next_line = {}, line.number + 1
+        _compare_lines(ledger, path, batch, next_line, ledger.last_line(), found)
     finally:
         os.close(fd)
 
 
-def _compare_lines(ledger: Ledger, path: Path, batch: dict[int, bytes], found: Findings) -> None:
-    for number, row in ledger.rows_by_line(min(batch), max(batch)).items():
+def _compare_lines(ledger: Ledger, path: Path, batch: dict[int, bytes], first: int, last: int, found: Findings) -> None:
+    for number, row in ledger.rows_by_line(first, last).items():
         if number not in batch:
             found.differ(f"{path}:{number}: in the ledger, and no longer in the input")
         elif batch[number] != row.digest:
             found.differ(f"{path}:{number}: changed since it was sent")
-
-
-def _done_rows(ledger: Ledger) -> Iterator[Row]:
-    last = 0
-    while page := ledger.rows_done(last):
-        yield from page
-        last = page[-1].seq
 
 
 def _row_of(ledger: Ledger, data: bytes) -> Row | None:
@@ -143,11 +149,3 @@ def _row_of(ledger: Ledger, data: bytes) -> Row | None:
 
 def _id(row: Row) -> str:
     return "" if row.id is None else f" (id {row.id})"
-
-
-def _is_marked(seen: bytearray, seq: int) -> bool:
-    return bool(seen[seq >> 3] & (1 << (seq & 7)))
-
-
-def _mark(seen: bytearray, seq: int) -> None:
-    seen[seq >> 3] |= 1 << (seq & 7)

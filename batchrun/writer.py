@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -133,7 +134,7 @@ def _replace_failures(ledger: Ledger, source: Source, paths: JobPaths) -> None:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         at = 0
-        for line in (first, *lines):
+        for line in chain((first,), lines):
             write_at(fd, line, at)
             at += len(line)
         sync(fd)
@@ -169,7 +170,7 @@ def _failure_of(row: Row, source: Source) -> dict[str, Any]:
         "error": {
             "kind": failure.kind,
             "code": failure.code,
-            "message": failure.message,
+            "message": failure.message.encode(errors="replace").decode(),
             "retryable": failure.retryable,
         },
         "input": raw,

@@ -23,16 +23,17 @@ from batchrun.summary import Summary, details, headline
 
 
 class Sections(click.Command):
-    """Prints the options in named groups, examples first."""
+    """Prints the options in named groups; a group that names none gets the rest."""
 
     def __init__(self, *args: Any, sections: dict[str, tuple[str, ...]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.sections = sections
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        options = {option.name: option for option in self.get_params(ctx) if isinstance(option, click.Option)}
+        rest = {option.name: option for option in self.get_params(ctx) if isinstance(option, click.Option)}
         for title, names in self.sections.items():
-            rows = [row for name in names if (row := options[name].get_help_record(ctx))]
+            options = [rest.pop(name) for name in names] or list(rest.values())
+            rows = [row for option in options if (row := option.get_help_record(ctx))]
             with formatter.section(title):
                 formatter.write_dl(rows)
 
@@ -43,7 +44,7 @@ SECTIONS = {
     "Pace": ("rps", "rph", "read_rps", "concurrency"),
     "Resume and doubt": ("on_ambiguous", "new_run"),
     "Screen and log": ("quiet", "verbose", "log_file"),
-    "Other": ("help",),
+    "Other": (),
 }
 
 POSITIVE = click.FloatRange(min=0, min_open=True)

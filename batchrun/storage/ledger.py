@@ -384,14 +384,10 @@ class Ledger:
         found = self.fetch("row_of_operation", operation_id=operation_id)
         return _row(found[0]) if found else None
 
-    def row_at(self, out_offset: int) -> Row | None:
-        """The DONE row whose line begins at this byte of the output. Reads them all."""
-        found = self.fetch("row_at", offset=out_offset)
-        return _row(found[0]) if found else None
-
-    def rows_done(self, after: int) -> list[Row]:
-        """A page of DONE rows by ``seq``."""
-        return [_row(raw) for raw in self.fetch("rows_done", after=after, limit=PAGE_ROWS)]
+    def rows_done(self) -> Iterator[Row]:
+        """Every DONE row, in the order of the output."""
+        with self._translated():
+            yield from map(_row, self.connection.execute(QUERIES["rows_done"]))
 
     def last_seq(self) -> int:
         return self.fetch("last_seq")[0][0] or 0

@@ -145,17 +145,10 @@ SELECT record.*
   JOIN record USING (seq)
  WHERE operation.operation_id = :operation_id;
 
--- name: row_at
-SELECT * FROM record
- WHERE state = 'done'
-   AND out_offset = :offset;
-
 -- name: rows_done
 SELECT * FROM record
  WHERE state = 'done'
-   AND seq > :after
- ORDER BY seq
- LIMIT :limit;
+ ORDER BY out_offset;
 
 -- name: last_seq
 SELECT max(seq) FROM record;

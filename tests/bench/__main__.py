@@ -132,8 +132,8 @@ once. The machine is shared with other work: read CPU seconds and ratios, not wa
 | `first_post` after `input_checked` in that job | {large["gap_s"]:.2f} s | 1 s |
 
 The bare exchanges keep nothing. What a job adds is the ledger (six statements in at least three commits, shared by
-whatever arrives together, in a thread that takes turns with the event loop), reading each line three times (check, send,
-write), and pacing.
+whatever arrives together, in a thread that takes turns with the event loop), reading each line three times (check,
+send, write), and pacing.
 """
 
 

@@ -16,7 +16,7 @@ OF_BATCHRUN = [page for page in PAGES if page.name != "CONTRIBUTING.md"]  # whic
 
 def commands() -> dict[str, click.Command]:
     context = click.Context(cli)
-    return {name: command for name in cli.list_commands(context) if (command := cli.get_command(context, name))}
+    return {name: found for name in cli.list_commands(context) if (found := cli.get_command(context, name)) is not None}
 
 
 def options() -> set[str]:
@@ -68,7 +68,7 @@ def test_every_command_on_a_page_exists(page: Path) -> None:
 @parametrize(OF_BATCHRUN)
 def test_every_variable_on_a_page_is_read(page: Path) -> None:
     run = commands()["run"]
-    known = {f"BATCHRUN_{parameter.name.upper()}" for parameter in run.params if parameter.name is not None}
+    known = {f"BATCHRUN_{parameter.name.upper()}" for parameter in run.params}
     assert set(re.findall(r"BATCHRUN_[A-Z_]+", page.read_text("utf-8"))) <= known
 
 

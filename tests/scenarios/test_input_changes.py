@@ -10,11 +10,13 @@ import pytest
 from tests.scenarios.bench import Bench, record, wait_until
 
 
-def test_ten_records_first_and_then_the_whole_file(bench: Bench) -> None:
+def test_a_few_records_first_then_more_then_the_whole_file(bench: Bench) -> None:
+    """Fails if the limit holds for the first check of the input only."""
     bench.records(*(f"prompt {number}" for number in range(15)))
-    assert bench.run("--limit", "10").exit_code == 0
-    assert len(bench.results()) == 10
-    bench.check(unsent=5)
+    for limit in (3, 10):
+        assert bench.run("--limit", str(limit)).exit_code == 0
+        assert len(bench.results()) == limit
+        bench.check(unsent=15 - limit)
     assert bench.run().exit_code == 0
     assert set(bench.emulator.submissions.values()) == {1}
     bench.check()

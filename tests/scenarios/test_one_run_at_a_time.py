@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import pytest
@@ -23,6 +24,7 @@ def test_a_second_run_beside_a_live_one_leaves_at_once_without_a_word(bench: Ben
     assert second.exit_code == 75
     assert second.is_silent
     assert second.seconds < 5
+    assert json.loads((bench.state / "lock").read_bytes())["pid"] == first.pid
     assert first.wait().exit_code == 0
     bench.check()
 

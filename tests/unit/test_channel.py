@@ -12,7 +12,7 @@ from batchrun.channel import Channel
 
 
 def play(story: Callable[[Channel[int]], Awaitable[None]], *, items: int = 3, size_bytes: int = 100) -> None:
-    asyncio.run(asyncio.wait_for(story(Channel[int](items, size_bytes)), 10))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(story(Channel[int](items, size_bytes)), 10))
 
 
 async def settle() -> None:

@@ -62,9 +62,7 @@ REPEATS: dict[str, tuple[list[RecordId], tuple[str, int, int, int] | None]] = {
 
 
 @pytest.mark.parametrize(("ids", "expected"), REPEATS.values(), ids=REPEATS)
-def test_repeated_ids(
-    inventory: Inventory, ids: list[RecordId], expected: tuple[str, int, int, int] | None
-) -> None:
+def test_repeated_ids(inventory: Inventory, ids: list[RecordId], expected: tuple[str, int, int, int] | None) -> None:
     assert ids_on(inventory, ids) == (None if expected is None else Repeated(*expected))
 
 
@@ -143,9 +141,7 @@ def test_a_line_may_change_only_while_nothing_was_accepted_for_it(
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("id", [None, "a"], ids=["by line", "by id"])
-def test_a_line_with_a_row_must_not_disappear(
-    ledger: Ledger, inventory: Inventory, id: RecordId, state: State
-) -> None:
+def test_a_line_with_a_row_must_not_disappear(ledger: Ledger, inventory: Inventory, id: RecordId, state: State) -> None:
     record_in(ledger, state, 1, id=id)
     inventory.add([entry(2, id=None if id is None else "b")])
     assert inventory.conflicts() == ([Conflict(1, None)], 1)
@@ -236,4 +232,3 @@ def test_an_inventory_of_a_killed_check_is_not_mistaken_for_this_one(ledger: Led
 def test_a_million_bytes_of_ids_are_compared_as_text(inventory: Inventory) -> None:
     ids: list[RecordId] = [f"{number:0250d}" for number in range(4000)]
     assert ids_on(inventory, [*ids, ids[0]]) == Repeated(f"{0:0250d}", 1, 4001, 1)
-

@@ -159,6 +159,11 @@ def link_lock(paths: JobPaths) -> None:
     paths.lock.symlink_to(elsewhere)
 
 
+def make_with_mode(paths: JobPaths, mode: int) -> None:
+    paths.state.mkdir()
+    paths.state.chmod(mode)
+
+
 def lock_is_a_directory(paths: JobPaths) -> None:
     paths.lock.mkdir(parents=True)
     paths.state.chmod(0o700)
@@ -169,8 +174,8 @@ UNTRUSTED: dict[str, tuple[Callable[[JobPaths], object], str]] = {
     "a file in its place": (lambda paths: paths.state.touch(), "is not a directory"),
     "a linked lock": (link_lock, "cannot be made"),
     "a directory for a lock": (lock_is_a_directory, "cannot be made"),
-    "readable by the group": (lambda paths: paths.state.mkdir() or paths.state.chmod(0o740), "open to other users"),
-    "open to the world": (lambda paths: paths.state.mkdir() or paths.state.chmod(0o777), "open to other users"),
+    "readable by the group": (lambda paths: make_with_mode(paths, 0o740), "open to other users"),
+    "open to the world": (lambda paths: make_with_mode(paths, 0o777), "open to other users"),
     "in a folder where anyone may rename": (lambda paths: paths.state.parent.chmod(0o777), "anyone may rename"),
 }
 

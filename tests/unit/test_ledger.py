@@ -6,6 +6,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from importlib import resources
 from itertools import product
@@ -140,9 +141,8 @@ def test_an_operation_of_a_settled_record_is_not_taken_for_another(ledger: Ledge
 
 def test_a_broken_rule_of_the_schema_is_a_bug_and_no_fault_of_the_disk(ledger: Ledger) -> None:
     seq = record_in(ledger, INTENT)
-    with pytest.raises(Exception) as caught, ledger.transaction():
+    with pytest.raises(sqlite3.IntegrityError, match="error IS NOT NULL"), ledger.transaction():
         ledger.move(seq, INTENT, Move(FAILED, failure=None), NOW)  # a failure without a reason
-    assert not isinstance(caught.value, DiskProblem)
     assert ledger.row(seq).state is INTENT
 
 
@@ -151,7 +151,7 @@ def test_a_broken_rule_of_the_schema_is_a_bug_and_no_fault_of_the_disk(ledger: L
 
 def test_all_of_a_transaction_is_kept_or_none_of_it(ledger: Ledger) -> None:
     before = contents(ledger)
-    with pytest.raises(KeyboardInterrupt), ledger.transaction():
+    with suppress(KeyboardInterrupt), ledger.transaction():
         ledger.record_intent(a_record(1), "request", NOW)
         ledger.refuse_line(Place(2, 100, 5), b"\0" * 16, REFUSED, NOW)
         raise KeyboardInterrupt
@@ -217,9 +217,9 @@ def test_a_ledger_killed_in_its_first_moment_is_made_anew(path: Path) -> None:
     path.touch(mode=0o600)
     ledger = Ledger.open(path)
     assert not ledger.exists()
-    with pytest.raises(RuntimeError), ledger.transaction():
+    with suppress(KeyboardInterrupt), ledger.transaction():
         ledger.connection.execute("CREATE TABLE job (only INTEGER)")
-        raise RuntimeError("killed")
+        raise KeyboardInterrupt
     ledger.close()
     again = Ledger.open(path)
     assert not again.exists()
@@ -276,7 +276,7 @@ QUESTIONS: dict[str, Step] = {
     "a row": lambda ledger, seq: ledger.row(seq),
     "the row of an operation": lambda ledger, seq: ledger.row_of_operation(operation_of(seq)),
     "how many in each state": lambda ledger, seq: ledger.tally(),
-    "what is written": lambda ledger, seq: ledger.rows_done(0),
+    "what is written": lambda ledger, seq: list(ledger.rows_done()),
     "which lines are known": lambda ledger, seq: ledger.lines_known(1, 9999),
     "what is open": lambda ledger, seq: ledger.open_operations(),
     "what is to be sent": lambda ledger, seq: ledger.seqs_to_send(1 << 40),
@@ -416,15 +416,14 @@ def test_a_failure_comes_back_as_it_was(ledger: Ledger) -> None:
     assert [tuple(line)[3:5] for line in ledger.tally()] == [(11, 22)]  # what failed was paid for, too
 
 
-def test_an_answer_is_found_by_its_operation_and_by_its_place(ledger: Ledger) -> None:
+def test_an_answer_is_found_by_its_operation_with_its_place(ledger: Ledger) -> None:
     seq = record_in(ledger, OPEN)
     written = Written(offset=1 << 40, length=77, crc32=0xFFFFFFFF)
     with ledger.transaction():
         ledger.record_done(seq, operation_of(seq), written, Usage(3, None), NOW)
     row = ledger.row(seq)
     assert (row.state, row.written, row.failure) == (DONE, written, None)
-    assert ledger.row_at(1 << 40) == ledger.row_of_operation(operation_of(seq)) == row
-    assert ledger.row_at(0) is None
+    assert [ledger.row_of_operation(operation_of(seq)), *ledger.rows_done()] == [row, row]
     assert ledger.row_of_operation("unheard-of") is None
 
 
@@ -496,25 +495,30 @@ def test_known_lines(ledger: Ledger) -> None:
     assert set(ledger.rows_by_line(3, 9)) == {4, 7}
 
 
-def test_failures_and_answers_are_paged_without_a_gap(ledger: Ledger) -> None:
-    lines = range(1, PAGE_ROWS + 3)
+def test_failures_are_paged_without_a_gap(ledger: Ledger) -> None:
+    lines = [line for line in range(2 * PAGE_ROWS + 3, 0, -1) if line % 3]
     with ledger.transaction():
-        for line in lines:
-            seq = ledger.record_intent(a_record(line), "request", NOW)
-            if line % 2:
-                ledger.move(seq, INTENT, Move(FAILED, failure=REFUSED), NOW)
+        for line in range(1, 2 * PAGE_ROWS + 4):
+            if line % 3:
+                ledger.refuse_line(Place(line, 0, 1), b"\0" * 16, REFUSED, NOW)
             else:
-                ledger.refuse_line(Place(line + 5000, 0, 1), b"\0" * 16, REFUSED, NOW)
-                ledger.record_operation(seq, operation_of(seq), NOW)
-                ledger.record_done(seq, operation_of(seq), WRITTEN, Usage(), NOW)
+                ledger.record_intent(a_record(line), "request", NOW)
     found, page = list[int](), ledger.rows_unwell(0)
     while page:
         assert len(page) <= PAGE_ROWS
         found += [row.place.line for row in page]
         page = ledger.rows_unwell(found[-1])
-    assert found == [line for line in lines if line % 2] + [line + 5000 for line in lines if not line % 2]
-    assert len(ledger.rows_done(0)) == len(lines) // 2
-    assert ledger.rows_done(ledger.last_seq()) == []
+    assert found == sorted(lines)
+
+
+def test_answers_come_in_the_order_of_the_output(ledger: Ledger) -> None:
+    with ledger.transaction():
+        for line, offset in ((1, 500), (2, 0), (3, 9)):
+            seq = ledger.record_intent(a_record(line), "request", NOW)
+            ledger.record_operation(seq, operation_of(seq), NOW)
+            ledger.record_done(seq, operation_of(seq), Written(offset, 1, 2), Usage(), NOW)
+    record_in(ledger, OPEN, line=4)
+    assert [row.place.line for row in ledger.rows_done()] == [2, 3, 1]
 
 
 def test_submissions_of_the_last_hour_are_counted_by_the_second(ledger: Ledger) -> None:
@@ -584,7 +588,7 @@ def test_every_named_query_is_used() -> None:
 
 def test_every_named_query_compiles(ledger: Ledger) -> None:
     Inventory(ledger).close()  # teaches the connection its function
-    for name, query in QUERIES.items():
+    for query in QUERIES.values():
         if "CREATE TEMP TABLE matched" in query:
             ledger.connection.execute(QUERIES["drop_matched"])
         if "CREATE TEMP TABLE" in query:

@@ -302,11 +302,12 @@ def fail(gate: Gate, times: int, now: float = START) -> None:
 
 def test_the_gate_closes_after_five_failures_in_a_row() -> None:
     gate = Gate()
-    fail(gate, 4)
-    assert not gate.is_closed
-    assert gate.wait_s(START) == 0
-    fail(gate, 1)
-    assert gate.is_closed
+    closed = []
+    for _ in range(5):
+        closed.append(gate.is_closed)
+        assert gate.wait_s(START) == 0
+        fail(gate, 1)
+    assert [*closed, gate.is_closed] == [False] * 5 + [True]
     assert gate.wait_s(START) == 5.0
 
 
@@ -322,13 +323,12 @@ def test_an_acceptance_breaks_the_row() -> None:
 
 def test_the_gate_closes_when_half_of_the_last_twenty_failed() -> None:
     gate = Gate()
-    for _ in range(9):
+    closed = []
+    for _ in range(10):
+        closed.append(gate.is_closed)
         gate.accepted()
         fail(gate, 1)
-    gate.accepted()
-    assert not gate.is_closed
-    fail(gate, 1)
-    assert gate.is_closed
+    assert [*closed, gate.is_closed] == [False] * 10 + [True]
 
 
 def test_nine_failures_of_twenty_keep_it_open() -> None:

@@ -199,9 +199,7 @@ NO_PLAIN_FILES: dict[str, tuple[Callable[[Path], None], type[Exception]]] = {
 
 
 @pytest.mark.parametrize(("make", "refusal"), NO_PLAIN_FILES.values(), ids=NO_PLAIN_FILES)
-def test_what_is_no_plain_file_is_refused(
-    path: Path, make: Callable[[Path], None], refusal: type[Exception]
-) -> None:
+def test_what_is_no_plain_file_is_refused(path: Path, make: Callable[[Path], None], refusal: type[Exception]) -> None:
     make(path)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(refusal):

@@ -82,8 +82,8 @@ def wreck(tail: bytes) -> Iterator[Wreck]:
             for line in range(1, RECORDS + 1):
                 seq = ledger.record_intent(a_record(line), "request", NOW)
                 ledger.record_operation(seq, operation_of(seq), NOW)
-        for seq, (line, place) in enumerate(zip(BOOKED, results.append(BOOKED), strict=True), 1):
-            usage = usage_of(line)
+        for seq, (answer, place) in enumerate(zip(BOOKED, results.append(BOOKED), strict=True), 1):
+            usage = usage_of(answer)
             with ledger.transaction():
                 ledger.record_done(seq, operation_of(seq), place, usage, NOW)
                 ledger.save_out_committed(place.offset + place.length, seq)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,7 +143,7 @@ def test_a_line_is_synced_before_its_record_is_done(files: Files) -> None:
 def test_what_arrives_during_a_commit_goes_into_the_next_together(files: Files) -> None:
     async def story(storage: Storage) -> None:
         with meanwhile(storage):
-            asked = [
+            asked: list[asyncio.Future[Any]] = [
                 storage.write_lines(files.lines(1)),
                 storage.do(Ledger.next_epoch),
                 storage.write_lines(files.lines(3)),
@@ -201,7 +202,7 @@ def test_ids_that_come_with_a_failing_append_still_go_to_disk(files: Files) -> N
 
     async def story(storage: Storage) -> None:
         with meanwhile(storage):
-            asked = [
+            asked: list[asyncio.Future[Any]] = [
                 storage.write_lines(files.lines(1)),
                 storage.do(Ledger.next_epoch),
                 storage.record_operation(4, "op-a", NOW),
@@ -279,7 +280,7 @@ def test_a_failed_sync_is_the_end_and_is_not_tried_again(files: Files, monkeypat
 def test_a_step_that_does_not_fit_undoes_its_whole_batch(files: Files) -> None:
     async def story(storage: Storage) -> None:
         with meanwhile(storage):
-            asked = [storage.do(Ledger.next_epoch), storage.do(Ledger.reopen, 1)]
+            asked: list[asyncio.Future[Any]] = [storage.do(Ledger.next_epoch), storage.do(Ledger.reopen, 1)]
         errors = await asyncio.gather(*asked, return_exceptions=True)
         assert [type(error) for error in errors] == [StateConflict] * 2
 

@@ -116,7 +116,7 @@ OUTPUTS: dict[str, tuple[Edit, list[str]]] = {
             f"out.jsonl: {38 * ANSWER_BYTES:,} bytes are missing at the end",
             *(
                 f"out.jsonl: the answer to line {line} of the input (id r{line}) is missing"
-                for line in range(1, RECORDS)
+                for line in range(RECORDS - 1, 0, -1)
                 if line != 17
             ),
         ],

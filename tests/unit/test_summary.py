@@ -1,0 +1,114 @@
+"""What a person is told of a job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from batchrun.record import Move, State
+from batchrun.storage.ledger import Ledger
+from batchrun.summary import age, details, headline, names_of, summarize
+
+from .jobfiles import NOW, make_ledger, record_in
+
+NEW, INTENT, OPEN, DONE = State.NEW, State.INTENT, State.OPEN, State.DONE
+FAILED, HELD, EXPIRED = State.FAILED, State.HELD, State.EXPIRED
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = make_ledger(tmp_path / "ledger.db")
+    yield ledger
+    ledger.close()
+
+
+def fill(ledger: Ledger, *states: State) -> None:
+    for line, state in enumerate(states, 1):
+        record_in(ledger, state, line)
+
+
+HEADLINES: dict[str, tuple[list[State], int | None, str]] = {
+    "nothing": ([], 0, "0 written, 0 failed, 0 possibly paid twice"),
+    "finished": ([DONE, DONE], 2, "2 written, 0 failed, 0 possibly paid twice"),
+    "some failed": ([DONE, FAILED], 2, "1 written, 1 failed, 0 possibly paid twice"),
+    "some wait for a person": (
+        [HELD, EXPIRED, EXPIRED],
+        3,
+        "0 written, 0 failed, 1 held, 2 expired, 0 possibly paid twice",
+    ),
+    "some are on their way": (
+        [OPEN, INTENT, NEW],
+        10,
+        "0 written, 0 failed, 1 open, 1 without a reply, 8 not sent, 0 possibly paid twice",
+    ),
+    "the input was never read whole": ([DONE], None, "1 written, 0 failed, 0 possibly paid twice"),
+}
+
+
+@pytest.mark.parametrize(("states", "total", "expected"), HEADLINES.values(), ids=HEADLINES)
+def test_headline(ledger: Ledger, states: list[State], total: int | None, expected: str) -> None:
+    fill(ledger, *states)
+    assert headline(summarize(ledger, total)) == expected
+
+
+CODES: dict[str, tuple[list[State], int]] = {
+    "nothing to do": ([], 0),
+    "all written": ([DONE], 0),
+    "some failed": ([DONE, FAILED], 1),
+    "some held": ([DONE, FAILED, HELD], 4),
+    "some expired": ([FAILED, EXPIRED], 4),
+}
+
+
+@pytest.mark.parametrize(("states", "code"), CODES.values(), ids=CODES)
+def test_exit_code_of_a_job_with_nothing_left_to_do(ledger: Ledger, states: list[State], code: int) -> None:
+    fill(ledger, *states)
+    assert summarize(ledger, len(states)).job_exit_code() == code
+
+
+def doubt(ledger: Ledger, line: int, id: str | int | None, times: int = 1) -> None:
+    seq = record_in(ledger, INTENT, line, id=id)
+    with ledger.transaction():
+        ledger.move(seq, INTENT, Move(NEW, adds_maybe_paid=times), NOW)
+
+
+def test_every_doubt_is_named_by_line_and_id(ledger: Ledger) -> None:
+    doubt(ledger, 9, None, times=3)
+    doubt(ledger, 4, "r4")
+    doubt(ledger, 5, 5)
+    fill(ledger, DONE)
+    summary = summarize(ledger, 9)
+    assert summary.maybe_paid == 3
+    assert names_of(summary) == "line 4 (id r4), line 5 (id 5), line 9"
+    assert f"possibly paid twice: {names_of(summary)}" in details(summary)
+
+
+def test_many_doubts_are_named_up_to_twenty_and_counted(ledger: Ledger) -> None:
+    for line in range(1, 24):
+        doubt(ledger, line, None)
+    names = names_of(summarize(ledger, 23))
+    assert names.endswith("line 20 and 3 more")
+    assert names.count("line") == 20
+
+
+def test_details_say_tokens_kinds_and_until_when_answers_are_kept(ledger: Ledger) -> None:
+    fill(ledger, DONE, FAILED, FAILED, OPEN)
+    lines = details(summarize(ledger, 4))
+    assert lines[0] == "tokens   3 in, 4 out"
+    assert lines[1] == "failed   invalid_argument 2 (first: line 2)"
+    assert re.fullmatch(r"the open ones go on without us; their answers are kept until \d\d \w{3} \d\d:\d\d", lines[2])
+    assert len(lines) == 3
+
+
+def test_a_job_in_order_needs_no_details(ledger: Ledger) -> None:
+    fill(ledger, NEW)
+    assert details(summarize(ledger, 1)) == []
+
+
+def test_an_instant_is_told_in_its_largest_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: NOW)
+    told = [age(None), *(age(NOW - seconds) for seconds in (-5, 0, 59, 60, 3599, 3600, 86_399, 86_400, 9 * 86_400))]
+    assert told == ["never", "0 s", "0 s", "59 s", "1 min", "60 min", "1 h", "24 h", "1 d", "9 d"]
