@@ -63,7 +63,7 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
             refuse_foreign_files(config.paths)
         if is_new:
             job_id = uuid.uuid4().hex[:8]
-            ledger.create(job_id=job_id, input_path=str(config.input), settings=config.settings, now=now)
+            ledger.create(job_id=job_id, input_path=_from_output(config), settings=config.settings, now=now)
         results = None if is_new else held.enter_context(closing(open_output(ledger, config.paths)))
         run_id = close_the_books(ledger, results, jobdir, config, now)
         settle_settings(ledger, config)
@@ -102,8 +102,15 @@ def open_input(path: Path, paths: JobPaths) -> int:
     return fd
 
 
+def _from_output(config: JobConfig) -> str:
+    """The input's path, seen from the output's folder: right from anywhere, and when the folder moves."""
+    return os.path.relpath(config.input, config.paths.output.parent)
+
+
 def _no_input(path: Path, error: OSError) -> UsageProblem:
     remedy = "name the file with the records"
+    if str(path) == "-":
+        return UsageProblem("standard input is not supported yet", remedy="save it to a file and name that")
     if isinstance(error, FileNotFoundError) and path.parent.is_dir():
         alike = sorted(other.name for other in path.parent.glob(f"{path.stem}.*") if other.is_file())
         remedy = f"this folder has {', '.join(alike[:3])}" if alike else remedy
@@ -335,7 +342,7 @@ def _check(ledger: Ledger, fd: int, found: os.stat_result, config: JobConfig) ->
             ledger.save_low_water(*start)
             if checked.whole:
                 ledger.save_input(
-                    str(config.input),
+                    _from_output(config),
                     inode=found.st_ino,
                     mtime_ns=found.st_mtime_ns,
                     size=found.st_size,

@@ -41,6 +41,11 @@ class Summary:
             return None
         return max(0, self.total - sum(self.counts.values())) + self.counts[State.NEW]
 
+    @property
+    def failed_kinds(self) -> list[tuple[str, int, int]]:
+        """(kind, records, first line) of the FAILED ones alone."""
+        return [row for row in self.kinds if row[0] not in (State.HELD, State.EXPIRED)]
+
     def job_exit_code(self) -> int:
         """What the exit code says of a job that has nothing left to do."""
         if self.counts[State.HELD] or self.counts[State.EXPIRED]:
@@ -90,8 +95,8 @@ def details(summary: Summary) -> list[str]:
     lines = []
     if summary.input_tokens or summary.output_tokens:
         lines.append(f"tokens   {summary.input_tokens:,} in, {summary.output_tokens:,} out")
-    if summary.kinds:
-        kinds = " · ".join(f"{kind} {count:,} (first: line {line:,})" for kind, count, line in summary.kinds)
+    if summary.failed_kinds:
+        kinds = " · ".join(f"{kind} {count:,} (first: line {line:,})" for kind, count, line in summary.failed_kinds)
         lines.append(f"failed   {kinds}")
     if summary.named:
         lines.append(f"possibly paid twice: {names_of(summary)}")

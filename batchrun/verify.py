@@ -76,8 +76,8 @@ def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
     for number, seq in zip(odd[::2], odd[1::2], strict=True):
         if seq and seq not in good and seq not in changed:
             row = ledger.row(seq)
-            line = f"line {row.place.line} of the input{_id(row)}"
-            found.differ(f"{path}:{number}: changed since it was written ({line})")
+            whose = f"it answers line {row.place.line} of the input{_id(row)}"
+            found.differ(f"{path}:{number}: changed since it was written; {whose}")
             changed.add(seq)
         else:
             found.differ(f"{path}:{number}: not written by this job")

@@ -30,8 +30,9 @@ def demo() -> None:
     if OUTPUT.exists():
         say("demo/ is there already: this goes on with it; rm -r demo begins anew")
     say(f"batchrun {' '.join(words)}")
+    say("the emulator runs in this process, loses 2 % of its replies on purpose, and invents the answers")
     code = run_job(config_of(run.make_context("run", words).params), quiet=False, always_say=True)
-    say("These answers are invented by the emulator. For real ones: README, 'Use it'.")
+    say("for real answers: README, 'Use it'")
     sys.exit(code)
 
 

@@ -53,8 +53,8 @@ def report_bug(bug: Exception) -> int:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(fd, "w") as file:
             file.write(text + "\n")
-        say(f"error: this is a bug in batchrun ({type(bug).__name__}); nothing that was paid for is lost")
-        say(f"  the details are in {path}; run the same command again to continue")
+        say(f"error: this is a bug in batchrun ({type(bug).__name__})")
+        say(f"  the details are in {path}; what a run had reached is safe, the same command continues it")
     except OSError:
         say(text)
     return BUG

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+from click.types import OptionHelpExtra
 
 from batchrun import config as defaults
 from batchrun.cli.emulator import settings_of
@@ -47,6 +49,17 @@ SECTIONS = {
     "Other": (),
 }
 
+
+class Option(click.Option):
+    """Says in its own words what values it takes, without click's ranges behind them."""
+
+    def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
+        extra = super().get_help_extra(ctx)
+        extra.pop("range", None)
+        return extra
+
+
+option = partial(click.option, cls=Option)
 POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
@@ -56,77 +69,77 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
     context_settings={"auto_envvar_prefix": "BATCHRUN", "max_content_width": 96, "help_option_names": ["-h", "--help"]},
 )
 @click.argument("input", type=click.Path(path_type=Path))
-@click.option(
+@option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="OUTPUT",
     help="answers, one JSON object per line, in order of completion  [required]",
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="only the first N records")
-@click.option("--strict", is_flag=True, help="refuse the whole input if any line is bad")
-@click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="ledger and lock  [OUTPUT.batchrun]")
-@click.option(
+@option("--limit", type=click.IntRange(min=1), metavar="N", help="only the first N records")
+@option("--strict", is_flag=True, help="refuse the whole input if any line is bad")
+@option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="ledger and lock  [OUTPUT.batchrun]")
+@option(
     "--provider",
     type=click.Choice(["yandex", "emulator"]),
     default="yandex",
     metavar="NAME",
     help="yandex, or emulator: a local one that invents answers  [yandex]",
 )
-@click.option(
+@option(
     "-m",
     "--model",
     default=defaults.DEFAULT_MODEL,
     metavar="NAME",
     help=f"model, short or as gpt://FOLDER/NAME  [{defaults.DEFAULT_MODEL}]",
 )
-@click.option("-s", "--system", metavar="TEXT|@FILE", help="system message put before each prompt that has none")
-@click.option("--temperature", type=click.FloatRange(0, 1), metavar="X", help="0 to 1")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="limit of one answer")
-@click.option("--endpoint", metavar="URL", help="another base URL for submissions and operations")
-@click.option(
+@option("-s", "--system", metavar="TEXT|@FILE", help="system message put before each prompt that has none")
+@option("--temperature", type=click.FloatRange(0, 1), metavar="X", help="0 to 1")
+@option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="limit of one answer")
+@option("--endpoint", metavar="URL", help="another base URL for submissions and operations")
+@option(
     "--emulator-faults", default="", metavar="K=V,…", help="what goes wrong with --provider emulator (docs/emulator.md)"
 )
-@click.option(
+@option(
     "--rps",
     type=POSITIVE,
     default=defaults.DEFAULT_RPS,
     metavar="N",
     help=f"submissions per second, at most  [{defaults.DEFAULT_RPS:g}]",
 )
-@click.option(
+@option(
     "--rph",
     type=click.IntRange(min=1),
     default=defaults.DEFAULT_RPH,
     metavar="N",
     help=f"submissions in any 60 minutes, at most  [{defaults.DEFAULT_RPH}]",
 )
-@click.option(
+@option(
     "--read-rps",
     type=POSITIVE,
     metavar="N",
     help=f"polls per second, at most  [{defaults.DEFAULT_READ_RPS:g}, or {defaults.READS_PER_SUBMIT} x --rps if more]",
 )
-@click.option(
+@option(
     "--concurrency",
     type=click.IntRange(1, 256),
     default=defaults.DEFAULT_CONCURRENCY,
     metavar="N",
     help=f"submissions on their way at once: what a crash can put in doubt  [{defaults.DEFAULT_CONCURRENCY}]",
 )
-@click.option(
+@option(
     "--on-ambiguous",
     type=click.Choice(["resubmit", "hold"]),
     default="resubmit",
     metavar="WHAT",
     help="a submission whose reply was lost: resubmit or hold  [resubmit]",
 )
-@click.option(
+@option(
     "--new-run", is_flag=True, allow_from_autoenv=False, help="put the old results aside and pay for everything again"
 )
-@click.option("-q", "--quiet", is_flag=True, help="errors only")
-@click.option("-v", "--verbose", is_flag=True, help="log each operation, to stderr unless --log-file is given")
-@click.option("--log-file", type=click.Path(path_type=Path), metavar="FILE", help="append the log to this file")
+@option("-q", "--quiet", is_flag=True, help="errors only")
+@option("-v", "--verbose", is_flag=True, help="log each operation, to stderr unless --log-file is given")
+@option("--log-file", type=click.Path(path_type=Path), metavar="FILE", help="append the log to this file")
 def run(**options: Any) -> None:
     """Send every record of INPUT once and write the answers to OUTPUT.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +11,6 @@ from pathlib import Path
 import click
 
 from batchrun.cli import CONTEXT
-from batchrun.cli.report import say
 from batchrun.errors import UsageProblem
 from batchrun.record import State
 from batchrun.storage.jobdir import JobPaths, is_locked
@@ -18,7 +18,7 @@ from batchrun.storage.ledger import Ledger
 from batchrun.summary import RETENTION_S, Summary, age, names_of, summarize
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(context_settings=CONTEXT | {"auto_envvar_prefix": "BATCHRUN"})
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
     "--state-dir",
@@ -48,12 +48,18 @@ def open_job(paths: JobPaths) -> Ledger:
     """
     if not paths.ledger.exists():
         raise UsageProblem(
-            f"{paths.output} has no job ({paths.state} is not there)", remedy="name the file given with -o"
+            f"{paths.output} has no job ({paths.state} is not there)",
+            remedy="name the file given with -o, and --state-dir if the run had one",
         )
     ledger = Ledger.read_only(paths.ledger)
     if not ledger.exists():
         raise UsageProblem(f"the job of {paths.output} has not begun", remedy="run it first")
     return ledger
+
+
+def input_of(ledger: Ledger, paths: JobPaths) -> Path:
+    """Where the job's input should be, as seen from here."""
+    return Path(os.path.relpath(paths.output.parent / ledger.job().input_path))
 
 
 def describe(ledger: Ledger, paths: JobPaths) -> list[str]:
@@ -64,30 +70,25 @@ def describe(ledger: Ledger, paths: JobPaths) -> list[str]:
     how = "running" if running else "killed, or the machine stopped"
     if not running and last is not None and last.ended_at is not None:
         how = f"ended {datetime.fromtimestamp(last.ended_at):%d %b %H:%M} with exit {last.exit_code}"
-    model = json.loads(job.settings)["model"]
-    lines = [f"{paths.output}   {how}   {model}   job {job.job_id}", f"  written  {counts[State.DONE]:>9,}"]
-    kinds = " · ".join(f"{kind} {count:,}" for kind, count, _ in summary.kinds)
-    for state in (State.FAILED, State.HELD, State.EXPIRED):
-        if counts[state] or state is State.FAILED:
-            lines.append(
-                f"  {state:<8} {counts[state]:>9,}" + (f"   {kinds}" if state is State.FAILED and kinds else "")
-            )
-    if counts[State.INTENT]:
-        lines.append(
-            f"  no reply {counts[State.INTENT]:>9,}"
-            + ("" if running else "   may have been accepted; the next run says so")
-        )
-    if counts[State.OPEN]:
-        lines.append(f"  open     {counts[State.OPEN]:>9,}   {_open_until(summary)}")
-    unsent = summary.unsent
-    lines.append(
-        "  not sent   unknown   the input was not read to its end" if unsent is None else f"  not sent {unsent:>9,}"
-    )
-    if summary.total is not None:
-        lines.append(f"  total    {summary.total:>9,}")
+    rows = [
+        ("written", counts[State.DONE], ""),
+        ("failed", counts[State.FAILED], " · ".join(f"{kind} {n:,}" for kind, n, _ in summary.failed_kinds)),
+        ("held", counts[State.HELD], "nobody can know whether they were accepted; a person decides"),
+        ("expired", counts[State.EXPIRED], "paid, and no longer kept by the service"),
+        ("no reply", counts[State.INTENT], "" if running else "may have been accepted; the next run says so"),
+        ("open", counts[State.OPEN], _open_until(summary)),
+        ("not sent", summary.unsent, ""),
+        ("total", summary.total, ""),
+    ]
+    lines = [f"{paths.output}   {how}   {json.loads(job.settings)['model']}   job {job.job_id}"]
+    for name, count, note in rows:
+        if count is None:
+            lines.append(f"  {name:<8}   unknown   the input was not read to its end")
+        elif count or name in ("written", "failed", "not sent", "total"):
+            lines.append(f"  {name:<8} {count:>9,}   {note}".rstrip())
     doubt = f"   {names_of(summary)}" if summary.maybe_paid else ""
     lines.append(f"  possibly paid twice {summary.maybe_paid:,}{doubt}")
-    lines.append(f"  next: {_next(summary, job.input_path, paths, running=running)}")
+    lines.append(f"  next: {_next(summary, input_of(ledger, paths), paths, running=running)}")
     return lines
 
 
@@ -98,15 +99,12 @@ def _open_until(summary: Summary) -> str:
     return f"oldest {age(oldest)} · answers lapse from {datetime.fromtimestamp(oldest + RETENTION_S):%d %b %H:%M}"
 
 
-def _next(summary: Summary, input_path: str, paths: JobPaths, *, running: bool) -> str:
+def _next(summary: Summary, input_path: Path, paths: JobPaths, *, running: bool) -> str:
     counts = summary.counts
     if running:
         return "wait; it is at work"
     if summary.unsent is None or summary.unsent or counts[State.OPEN] or counts[State.INTENT]:
-        return f"the same command again: batchrun {shlex.quote(input_path)} -o {shlex.quote(str(paths.output))} …"
+        return f"the same command again: batchrun {shlex.quote(str(input_path))} -o {shlex.quote(str(paths.output))} …"
     if counts[State.FAILED] or counts[State.HELD] or counts[State.EXPIRED]:
-        return f"look at {paths.failures}"
+        return f"look at {paths.failures}; a line mended in the input is sent by the same command"
     return "nothing, every record is written"
-
-
-__all__ = ["describe", "open_job", "say", "status"]

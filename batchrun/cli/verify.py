@@ -9,13 +9,13 @@ import click
 
 from batchrun import verify as proof
 from batchrun.cli import CONTEXT
-from batchrun.cli.status import open_job
+from batchrun.cli.status import input_of, open_job
 from batchrun.errors import INPUT, UsageProblem
 from batchrun.storage.jobdir import JobPaths, is_locked
 from batchrun.summary import headline, summarize
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(context_settings=CONTEXT | {"auto_envvar_prefix": "BATCHRUN"})
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="where the job's ledger is")
 def verify(output: Path, state_dir: Path | None) -> None:
@@ -30,7 +30,7 @@ def verify(output: Path, state_dir: Path | None) -> None:
     if is_locked(paths):
         raise UsageProblem(f"{output} is being written by a run", remedy="verify when it has ended")
     try:
-        found = proof.verify(ledger, Path(ledger.job().input_path), output)
+        found = proof.verify(ledger, input_of(ledger, paths), output)
     except OSError as error:
         raise UsageProblem(f"{error.filename} cannot be read ({error.strerror})", remedy="put it back") from error
     click.echo(f"input    {found.input_records:>9,} records")
@@ -42,6 +42,7 @@ def verify(output: Path, state_dir: Path | None) -> None:
         click.echo(difference)
     if found.differences > len(found.named):
         click.echo(f"… and {found.differences - len(found.named):,} more differences")
-    click.echo("all agree" if not found.differences else f"{found.differences:,} differences")
+    count = f"{found.differences:,} difference" + ("s" if found.differences > 1 else "")
+    click.echo(count if found.differences else "all agree")
     ledger.close()
     sys.exit(INPUT if found.differences else 0)

@@ -6,7 +6,7 @@ CREATE TABLE job (
     job_id           TEXT    NOT NULL,
     epoch            INTEGER NOT NULL DEFAULT 0,  -- starts so far; raised by the closing commit of recovery
     created_at       REAL    NOT NULL,
-    input_path       TEXT    NOT NULL,
+    input_path       TEXT    NOT NULL,            -- seen from the output's folder
     settings         TEXT    NOT NULL,            -- JSON, for people; the digest decides
     settings_digest  BLOB    NOT NULL CHECK (length(settings_digest) = 16),
     input_inode      INTEGER,                     -- the input at the last complete check; null: never checked whole

@@ -113,9 +113,9 @@ def test_the_transcript_is_what_the_demo_prints(tmp_path: Path, monkeypatch: pyt
     summary = job.run(config_of(run.make_context("run", faster).params), {})
 
     assert len(sample_prompts().read_bytes().splitlines()) == sum(summary.counts.values()) == 200
-    assert [TIME.sub("", line) for line in transcript[1:-2]] == [headline(summary), *details(summary)]
+    assert [TIME.sub("", line) for line in transcript[2:-2]] == [headline(summary), *details(summary)]
     assert transcript[-2] == f"answers  {OUTPUT}"
-    assert f'"{transcript[-1]}"' in inspect.getsource(demo)
+    assert all(f'"{line}"' in inspect.getsource(demo) for line in (transcript[1], transcript[-1]))
 
 
 def test_the_options_of_the_readme_have_the_defaults_that_help_shows() -> None:

@@ -311,8 +311,7 @@ class Bench:
     def _check_ledger(self) -> None:
         with self.ledger() as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
-        with contextlib.chdir(self.folder):
-            verified = CliRunner().invoke(verify, [str(self.output)])
+        verified = CliRunner().invoke(verify, [str(self.output)])
         assert verified.exit_code == 0, verified.output
 
     def _check_secrets(self) -> None:
@@ -333,7 +332,8 @@ class Bench:
         """Go on with a copy of another bench's job, for which ``journal`` was paid."""
         shutil.copytree(other.folder, self.folder, dirs_exist_ok=True)
         with self.ledger(write=True) as connection:
-            connection.execute("UPDATE job SET input_inode = ?", (self.input.stat().st_ino,))
+            here = str(self.input), self.input.stat().st_ino
+            connection.execute("UPDATE job SET input_path = ?, input_inode = ?", here)
         self.emulator.remember(journal)
 
 

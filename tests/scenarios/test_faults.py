@@ -100,8 +100,9 @@ def test_under_hold_what_a_kill_left_in_doubt_is_never_paid_for_again(bench: Ben
     """Fails if ``after_crash`` does not look at the policy."""
     bench.records("a", "b")
     bench.expect("b", slow=60)
-    bench.kill_once("--on-ambiguous", "hold", open=1, intent=1)
-    wait_until(lambda: bench.emulator.submissions["b"] == 1, "the emulator has accepted it")
+    running = bench.start("--on-ambiguous", "hold")
+    wait_until(lambda: bench.emulator.submissions["b"] == 1, "b is accepted, and not yet answered", while_alive=running)
+    running.stop(signal.SIGKILL)
     assert bench.resume().exit_code == 4
     assert bench.states() == {"done": 1, "held": 1}
     assert bench.emulator.submissions == {"a": 1, "b": 1}

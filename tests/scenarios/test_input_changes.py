@@ -29,6 +29,14 @@ def test_appended_lines_are_new_work(finished: Bench) -> None:
     finished.check()
 
 
+def test_a_renamed_input_is_still_the_same_input(finished: Bench) -> None:
+    """Fails if the ledger keeps the old name: ``verify`` would look for a file that is gone."""
+    finished.input = finished.input.rename(finished.folder / "renamed.jsonl")
+    assert finished.spawn("renamed.jsonl", *finished.command()[1:]).wait().exit_code == 0
+    assert finished.is_untouched()
+    finished.check()
+
+
 @pytest.mark.parametrize(
     ("lines", "named"),
     [

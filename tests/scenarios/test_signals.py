@@ -39,7 +39,8 @@ def test_a_second_signal_leaves_at_once_and_the_next_run_names_what_is_in_doubt(
     """Fails if ``Stop`` ignores the second signal, or if a cancelled POST counts as certainly not accepted."""
     bench.records("a", "b")
     bench.expect("b", slow=60)
-    running = bench.start_until("--log-file", "run.log", open=1, intent=1)
+    running = bench.start("--log-file", "run.log")
+    wait_until(lambda: bench.emulator.submissions["b"] == 1, "b is accepted, and not yet answered", while_alive=running)
     running.signal(signal.SIGINT)
     wait_until(lambda: "stopping" in bench.log(), "the first signal is understood", while_alive=running)
     ran = running.stop(signal.SIGINT)

@@ -18,7 +18,10 @@ def _flip_a_byte(lines: Lines) -> Lines:
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (_flip_a_byte, "out.jsonl:2: changed since it was written (line {0[line]} of the input (id {0[id]}))"),
+        (
+            _flip_a_byte,
+            "out.jsonl:2: changed since it was written; it answers line {0[line]} of the input (id {0[id]})",
+        ),
         (lambda lines: [lines[0], lines[2]], "the answer to line {0[line]} of the input (id {0[id]}) is missing"),
         (lambda lines: [*lines[:2], lines[1], lines[2]], "out.jsonl:3: line {0[line]} of the input is answered twice"),
         (lambda lines: [lines[0], b'{"id": "x"}\n', *lines[1:]], "out.jsonl:2: not written by this job"),

@@ -371,6 +371,16 @@ def test_one_acceptance_opens_the_gate_and_old_failures_are_forgotten() -> None:
     assert gate.wait_s(START) == 5.0  # and the probes begin anew
 
 
+def test_a_gate_that_was_opened_looks_at_new_posts_only() -> None:
+    gate = Gate()
+    for _ in range(10):
+        gate.accepted()
+        fail(gate, 1)
+    gate.accepted()
+    fail(gate, 1)
+    assert not gate.is_closed
+
+
 # --- the outage ---
 
 

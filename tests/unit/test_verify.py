@@ -15,7 +15,7 @@ from batchrun.storage.results import Results
 from batchrun.verify import MAX_NAMED, Findings, verify
 from batchrun.writer import one_line
 
-from .jobfiles import NOW, REFUSED, a_line, a_record, damage, make_ledger, operation_of
+from .jobfiles import NOW, REFUSED, a_line, a_record, damage, make_ledger, operation_of, sql
 
 RECORDS = 40
 
@@ -85,11 +85,11 @@ OUTPUTS: dict[str, tuple[Edit, list[str]]] = {
     # line 1 of the output answers line 39 of the input, line 2 line 38 and so on
     "a changed text": (
         lambda lines: [lines[0].replace(b"answer 039", b"answer 093"), *lines[1:]],
-        ["out.jsonl:1: changed since it was written (line 39 of the input (id r39))"],
+        ["out.jsonl:1: changed since it was written; it answers line 39 of the input (id r39)"],
     ),
     "a flipped bit that is no JSON any more": (
         lambda lines: [lines[0], lines[1].replace(b"{", b"z"), *lines[2:]],
-        ["out.jsonl:2: changed since it was written (line 38 of the input (id r38))"],
+        ["out.jsonl:2: changed since it was written; it answers line 38 of the input (id r38)"],
     ),
     "a line for another, of the same length": (
         lambda lines: [lines[0], lines[0], *lines[2:]],
@@ -101,7 +101,11 @@ OUTPUTS: dict[str, tuple[Edit, list[str]]] = {
     "two lines that changed places": (lambda lines: [lines[1], lines[0], *lines[2:]], []),
     "a foreign line in the place of another": (
         lambda lines: [*lines[:5], b'{"operation_id":"of-another-job"}'.ljust(ANSWER_BYTES - 1) + b"\n", *lines[6:]],
-        ["out.jsonl:6: changed since it was written (line 34 of the input (id r34))"],
+        ["out.jsonl:6: changed since it was written; it answers line 34 of the input (id r34)"],
+    ),
+    "a foreign line in front": (
+        lambda lines: [b'{"operation_id":"of-another-job"}'.ljust(ANSWER_BYTES - 1) + b"\n", *lines],
+        ["out.jsonl:1: not written by this job", "out.jsonl: the answer to line 1 of the input (id r1) is missing"],
     ),
     "the last line is gone": (
         lambda lines: lines[:-1],
@@ -250,5 +254,18 @@ def test_a_damaged_ledger_is_no_witness(books: Books) -> None:
     books.ledger.close()
     damage(path, path.stat().st_size - 3 * 4096)
     books.ledger = Ledger.open(path)
+    with pytest.raises(DiskProblem, match="damaged"):
+        books.verify()
+
+
+def test_a_ledger_whose_index_hides_a_row_is_no_witness(books: Books) -> None:
+    books.ledger.close()
+    path, definition = books.ledger.path, "UPDATE sqlite_schema SET sql = {} WHERE name = 'record_line'"
+    blind = "sql || ' WHERE line < 0'"
+    sql(path, "PRAGMA writable_schema = ON", definition.format(blind))
+    sql(path, "INSERT INTO record (line, offset, length, digest, state) VALUES (50, 0, 1, zeroblob(16), 'new')")
+    sql(path, "PRAGMA writable_schema = ON", definition.format(f"replace(sql, {blind[7:]}, '')"))
+    books.ledger = Ledger.open(path)
+    books.ledger.check("quick_check")
     with pytest.raises(DiskProblem, match="damaged"):
         books.verify()
