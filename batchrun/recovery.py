@@ -307,6 +307,8 @@ def settle_input(ledger: Ledger, fd: int, config: JobConfig) -> Source:
     if known != (found.st_ino, found.st_mtime_ns, found.st_size):
         source = _check(ledger, fd, found, config)
     else:
+        with ledger.transaction():  # the same file, maybe under a new name
+            ledger.save_input_path(_from_output(config))
         digest = job.input_digest or b""
         source = Source(
             config.input,
@@ -340,9 +342,9 @@ def _check(ledger: Ledger, fd: int, found: os.stat_result, config: JobConfig) ->
             after_all = checked.lines + 1, checked.end
             start = min(inventory.first_unknown() or after_all, checked.first_bad or after_all)
             ledger.save_low_water(*start)
+            ledger.save_input_path(_from_output(config))
             if checked.whole:
                 ledger.save_input(
-                    _from_output(config),
                     inode=found.st_ino,
                     mtime_ns=found.st_mtime_ns,
                     size=found.st_size,

@@ -284,11 +284,14 @@ class Ledger:
         """Every line before this one has a row."""
         self.execute("save_low_water", line=line, offset=offset)
 
-    def save_input(self, path: str, *, inode: int, mtime_ns: int, size: int, digest: bytes, records: int) -> None:
+    def save_input_path(self, path: str) -> None:
+        """Where the input is, seen from the output's folder."""
+        self.execute("save_input_path", path=path)
+
+    def save_input(self, *, inode: int, mtime_ns: int, size: int, digest: bytes, records: int) -> None:
         """The input as the last complete check found it."""
         self.execute(
             "save_input",
-            input_path=path,
             inode=inode,
             mtime_ns=mtime_ns,
             size=size,

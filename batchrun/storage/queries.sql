@@ -122,10 +122,13 @@ UPDATE job
    SET settings        = :settings,
        settings_digest = :settings_digest;
 
+-- name: save_input_path
+UPDATE job
+   SET input_path = :path;
+
 -- name: save_input
 UPDATE job
-   SET input_path     = :input_path,
-       input_inode    = :inode,
+   SET input_inode    = :inode,
        input_mtime_ns = :mtime_ns,
        input_size     = :size,
        input_digest   = :digest,

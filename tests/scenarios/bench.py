@@ -312,7 +312,7 @@ class Bench:
         with self.ledger() as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         verified = CliRunner().invoke(verify, [str(self.output)])
-        assert verified.exit_code == 0, verified.output
+        assert verified.exit_code == 0, verified.exception or verified.output
 
     def _check_secrets(self) -> None:
         """Neither key nor folder stands in any file, nor in anything that was printed."""
@@ -332,8 +332,7 @@ class Bench:
         """Go on with a copy of another bench's job, for which ``journal`` was paid."""
         shutil.copytree(other.folder, self.folder, dirs_exist_ok=True)
         with self.ledger(write=True) as connection:
-            here = str(self.input), self.input.stat().st_ino
-            connection.execute("UPDATE job SET input_path = ?, input_inode = ?", here)
+            connection.execute("UPDATE job SET input_inode = ?", (self.input.stat().st_ino,))
         self.emulator.remember(journal)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -190,7 +189,8 @@ def test_a_limit_ends_the_check_before_the_next_record(
 ) -> None:
     found = desk.check(data, limit=limit)
     assert (found.records, found.end, found.whole) == (records, end, whole)
-    assert offset_after(os.open(desk.path, os.O_RDONLY), len(data), limit) == (len(data) if whole else end)
+    with desk.path.open("rb") as file:
+        assert offset_after(file.fileno(), len(data), limit) == (len(data) if whole else end)
 
 
 def test_a_repeated_id_after_the_limit_is_no_matter(desk: Desk) -> None:

@@ -128,9 +128,9 @@ finally:
 
 def modules_of(folder: Path, *arguments: str) -> set[str]:
     """Run a command in a process of its own; the libraries it needed."""
-    child = subprocess.run(
-        [sys.executable, "-c", COMMAND, *arguments], cwd=folder, capture_output=True, text=True, env={"PATH": ""}
-    )
+    environment = {"PATH": "", "PYTHONPATH": str(ROOT.parent)}
+    command = [sys.executable, "-c", COMMAND, *arguments]
+    child = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
     assert child.returncode == 0, child.stderr
     return set(child.stderr.splitlines()[-1].split())
 
