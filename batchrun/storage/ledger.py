@@ -7,7 +7,7 @@ import re
 import sqlite3
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -130,7 +130,7 @@ class Ledger:
     # --- opening and closing ---
 
     @classmethod
-    def open(cls, path: Path, *, was_clean: bool | None = None) -> Self:
+    def open(cls, path: Path) -> Self:
         """Open for writing; the caller holds the job's lock and has made the file with its mode.
 
         Raises:
@@ -145,7 +145,7 @@ class Ledger:
             )
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
         ledger = cls(connection, path)
-        with ledger._translated():
+        with ledger._closed_on_error(), ledger._translated():
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
@@ -159,23 +159,32 @@ class Ledger:
         """Open beside a live run: short snapshots, never a write or a checkpoint."""
         uri = f"{path.resolve().as_uri()}?mode=ro"
         ledger = cls(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5.0), path)
-        with ledger._translated():
+        with ledger._closed_on_error(), ledger._translated():
             ledger.connection.execute("PRAGMA trusted_schema = OFF")
             ledger._check_schema()
         return ledger
+
+    @contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def _check_schema(self) -> None:
         version = self.connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             remedy = "use that version, or another -o"
             raise InputProblem(f"`{self.path}` was written by a newer batchrun", remedy=remedy)
-        wanted = sqlite3.connect(":memory:")
-        wanted.executescript(_sql("schema.sql"))
         shape = "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type, name"
         found = [tuple(row) for row in self.connection.execute(shape)]
         if not found and version == 0:
             return  # a ledger killed in its first moment: create() makes it
-        if found != wanted.execute(shape).fetchall() or version != SCHEMA_VERSION:
+        with closing(sqlite3.connect(":memory:")) as model:
+            model.executescript(_sql("schema.sql"))
+            wanted = model.execute(shape).fetchall()
+        if found != wanted or version != SCHEMA_VERSION:
             raise InputProblem(f"`{self.path}` is not a ledger of batchrun", remedy="another -o, or move it away")
 
     def exists(self) -> bool:

@@ -191,11 +191,13 @@ SELECT EXISTS (SELECT 1 FROM operation);
 -- name: reopen
 -- Back to work: refused before the service had accepted anything, or failed and the input line repaired since.
 UPDATE record
-   SET state        = 'new',
-       attempt      = attempt + (operation_id IS NOT NULL),
-       operation_id = NULL,
-       finished_at  = NULL,
-       error        = NULL
+   SET state             = 'new',
+       attempt           = attempt + (operation_id IS NOT NULL),
+       lost_replies      = 0,
+       failed_operations = 0,
+       operation_id      = NULL,
+       finished_at       = NULL,
+       error             = NULL
  WHERE seq   = :seq
    AND state = 'failed';
 
