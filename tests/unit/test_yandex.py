@@ -186,6 +186,7 @@ def test_a_body_is_filled_from_the_record_before_the_settings() -> None:
 # --- read ---------------------------------------------------------------------------------------------------
 
 FINAL = "ALTERNATIVE_STATUS_FINAL"
+COMPLETION = "type.googleapis.com/yandex.cloud.ai.foundation_models.v1.CompletionResponse"
 
 
 def operation(**fields: Any) -> bytes:
@@ -195,7 +196,7 @@ def operation(**fields: Any) -> bytes:
 def answered(status: Any = FINAL, message: Any = None, **response: Any) -> bytes:
     message = {"role": "assistant", "text": "Belgrade"} if message is None else message
     alternatives = [{"message": message, "status": status}]
-    return operation(done=True, response={"@type": "…", "alternatives": alternatives, **response})
+    return operation(done=True, response={"@type": COMPLETION, "alternatives": alternatives, **response})
 
 
 def failed(code: Any, message: Any = "out of luck", **fields: Any) -> bytes:
@@ -228,7 +229,10 @@ READS: dict[str, tuple[bytes, PollReply]] = {
     "done is missing": (operation(), StillRunning()),
     "done is null": (operation(done=None), StillRunning()),
     "an error while not done": (operation(done=False, error={"code": 13, "message": "x"}), StillRunning()),
-    "an answer while not done": (operation(done=False, response={"alternatives": []}), StillRunning()),
+    "an answer while not done": (
+        operation(done=False, response={"@type": COMPLETION, "alternatives": []}),
+        StillRunning(),
+    ),
     # answers
     "final": (answered(), text("stop")),
     "final, by number": (answered(3), text("stop")),
@@ -252,7 +256,7 @@ READS: dict[str, tuple[bytes, PollReply]] = {
     "an empty text": (answered(message={"role": "assistant", "text": ""}), text("stop", "")),
     "a text left out": (answered(message={"role": "assistant"}), text("stop", "")),
     "a message left out": (
-        operation(done=True, response={"alternatives": [{"status": FINAL}]}),
+        operation(done=True, response={"@type": COMPLETION, "alternatives": [{"status": FINAL}]}),
         text("stop", ""),
     ),
     "error is null": (answered().replace(b'"done": true', b'"done": true, "error": null'), text("stop")),
@@ -270,10 +274,11 @@ READS: dict[str, tuple[bytes, PollReply]] = {
         operation(
             done=True,
             response={
+                "@type": COMPLETION,
                 "alternatives": [
                     {"message": {"text": "one"}, "status": FINAL},
                     {"message": {"text": "two"}, "status": FINAL},
-                ]
+                ],
             },
         ),
         text("stop", "one"),
