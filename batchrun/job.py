@@ -12,10 +12,11 @@ from typing import Any
 
 from batchrun.channel import Channel
 from batchrun.config import JobConfig
-from batchrun.errors import BatchrunError, DiskProblem, Interrupted
+from batchrun.errors import DISK, BatchrunError, DiskProblem, Interrupted
 from batchrun.log import event
 from batchrun.pacing import HOUR_S, HourWindow, Outage, Pacer
 from batchrun.providers.base import Provider
+from batchrun.providers.yandex import Credentials, Yandex, credentials_from
 from batchrun.reader import Backlog, Reader
 from batchrun.record import Record
 from batchrun.recovery import Recovered, recover
@@ -33,7 +34,6 @@ QUEUE_BYTES = 64 << 20
 MAX_OPEN = 5000
 MAX_OUTAGE_S = 900.0
 GRACE_S = 10.0
-FLUSH_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Progress:
     total: int | None
     backlog: Backlog
     tracker: Tracker
-    pacer: Pacer
+    submitter: Submitter
     stop: Stop
 
 
@@ -63,13 +63,22 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
         if recovered.has_work:
             problem = work_through(config, recovered, environ, screen)
         with on_signals(lambda number: None):  # a few files are left to bring in step
-            write_failures(recovered.ledger, recovered.source, config.paths)
             summary = summarize(recovered.ledger, recovered.source.records)
             code = summary.job_exit_code() if problem is None else problem.exit_code
-            with recovered.ledger.transaction():
-                recovered.ledger.end_run(recovered.run_id, code, time.time())
+            if code != DISK:  # a disk that has failed is not written to again; the next start looks closely
+                close_job(config, recovered, code, problem)
         event("finished", exit_code=code, **{str(state): count for state, count in summary.counts.items()})
-    return replace(summary, exit_code=code, problem=problem, seconds=time.time() - started_at)
+    return replace(
+        summary, exit_code=code, problem=problem, put_aside=recovered.put_aside, seconds=time.time() - started_at
+    )
+
+
+def close_job(config: JobConfig, recovered: Recovered, code: int, problem: BatchrunError | None) -> None:
+    """Bring the failures file in step, say how the run ended, and empty the ledger's log."""
+    write_failures(recovered.ledger, recovered.source, config.paths)
+    with recovered.ledger.transaction():
+        recovered.ledger.end_run(recovered.run_id, code, time.time(), problem)
+    recovered.ledger.checkpoint()
 
 
 def work_through(
@@ -100,7 +109,7 @@ async def work(
     answers = Channel[Answered](QUEUE_RECORDS, QUEUE_BYTES)
 
     with on_signals(stop.on_signal):
-        async with open_provider(config, environ) as provider, open_storage(recovered, stop) as storage:
+        async with open_provider(config, environ) as provider, open_storage(recovered) as storage:
             backlog = Backlog(summarize(ledger).counts)
             reader = Reader(source, storage, backlog, stop)
             tracker = Tracker(provider, storage, backlog, stop, read_pacer, outage, operations)
@@ -132,7 +141,7 @@ async def work(
                     stages.create_task(disk.watch(stop, lambda: not len(tracker)), name="disk"),
                 ]
                 if screen is not None:
-                    shown = Progress(source.records, backlog, tracker, submit_pacer, stop)
+                    shown = Progress(source.records, backlog, tracker, submitter, stop)
                     helpers.append(stages.create_task(screen(shown), name="screen"))
                 await writer.run(answers)
                 await asyncio.wait([reading, sending, polling])
@@ -165,8 +174,6 @@ async def end_well(
 @asynccontextmanager
 async def open_provider(config: JobConfig, environ: Mapping[str, str]) -> AsyncIterator[Provider]:
     """The service that was asked for; ``emulator`` is started in this process, and keeps its operations in a file."""
-    from batchrun.providers.yandex import Credentials, Yandex, credentials_from
-
     connect = partial(Yandex, submit_workers=config.concurrency, poll_workers=2 * config.concurrency)
     if config.settings.provider == "yandex":
         async with connect(credentials_from(environ), endpoint=config.endpoint) as provider:
@@ -188,13 +195,13 @@ async def open_provider(config: JobConfig, environ: Mapping[str, str]) -> AsyncI
 
 
 @asynccontextmanager
-async def open_storage(recovered: Recovered, stop: Stop) -> AsyncIterator[Storage]:
+async def open_storage(recovered: Recovered) -> AsyncIterator[Storage]:
     """The storage thread; what has arrived is on disk when this is left."""
     storage = Storage(recovered.ledger, recovered.results)
     try:
         yield storage
     finally:
-        storage.close(FLUSH_S if stop.hurried.is_set() else None)
+        storage.close()
 
 
 def _hour_window(config: JobConfig, ledger: Ledger) -> HourWindow:

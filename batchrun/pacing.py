@@ -184,17 +184,21 @@ class Gate:
 
 
 class Outage:
-    """How long nothing has succeeded. Only failures count as time: a pause of our own is no outage."""
+    """How long nothing has succeeded. Only time with failures in it counts: a pause of our own is no outage."""
+
+    MAX_GAP_S = 150.0  # the longest wait between two probes, and a timeout
 
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
         self._since: float | None = None
+        self._last = 0.0
 
     def succeeded(self) -> None:
         self._since = None
 
     def failed(self, now: float) -> bool:
         """Note a failure; True if there has been nothing else for too long."""
-        if self._since is None:
+        if self._since is None or now - self._last > self.MAX_GAP_S:
             self._since = now
+        self._last = now
         return now - self._since >= self.limit_s

@@ -129,7 +129,7 @@ class Reader:
         if digest(raw) != row.digest:
             raise self._changed()
         parsed = parse(raw)
-        return Record(row.place, parsed.id, row.digest, parsed.prompt, parsed.meta, row.seq)
+        return Record(row.place, parsed.id, row.digest, parsed.prompt, parsed.meta, row.seq, row.history)
 
     async def _lines_without_row(self) -> AsyncIterator[Line]:
         known_until = await self._storage.do(Ledger.last_line)

@@ -53,10 +53,12 @@ class Settings:
     system: str | None = None
     temperature: float | None = None
     max_tokens: int | None = None
+    on_this_machine: bool = False  # the endpoint is a loopback address: a rehearsal never goes on for real
 
     def digest(self) -> bytes:
         """16 bytes that are equal exactly when the settings are."""
-        return hashlib.blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=16).digest()
+        values = {name: value for name, value in asdict(self).items() if name != "on_this_machine" or value}
+        return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +86,6 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """One input line, parsed. ``seq`` is its row in the ledger, ``None`` while it has none."""
-
-    place: Place
-    id: RecordId
-    digest: bytes
-    prompt: Prompt
-    meta: JsonObject
-    seq: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class History:
     """What the ledger remembers of a record and decisions depend on.
 
@@ -116,6 +106,19 @@ class History:
             self.maybe_paid + move.adds_maybe_paid,
             self.failed_operations + move.adds_failed_operation,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One input line, parsed. ``seq`` is its row in the ledger, ``None`` while it has none."""
+
+    place: Place
+    id: RecordId
+    digest: bytes
+    prompt: Prompt
+    meta: JsonObject
+    seq: int | None = None
+    history: History = History()
 
 
 # --- what comes back --------------------------------------------------------------------------------------------

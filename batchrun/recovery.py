@@ -20,7 +20,7 @@ import orjson
 import batchrun
 from batchrun.check import Source, check_input, offset_after
 from batchrun.config import JobConfig
-from batchrun.errors import InputProblem, UsageProblem
+from batchrun.errors import BatchrunError, InputProblem, UsageProblem
 from batchrun.log import event
 from batchrun.record import Settings, State, Usage, after_crash
 from batchrun.storage.inventory import Conflict, Inventory
@@ -33,14 +33,14 @@ SUBMISSIONS_KEPT_S = 2 * 3600
 
 @dataclass(slots=True)
 class Recovered:
-    """A job whose files agree with one another. Leaving it empties the ledger's log and lets go of every file."""
+    """A job whose files agree with one another. Leaving it lets go of every file."""
 
-    jobdir: JobDir
     ledger: Ledger
     results: Results
     source: Source
     run_id: int
     has_work: bool
+    put_aside: str | None = None
 
 
 @contextmanager
@@ -53,26 +53,34 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
     with ExitStack() as held:
         input_fd = open_input(config.input, config.paths)
         held.callback(os.close, input_fd)
-        jobdir = JobDir.take(config.paths)
+        jobdir, put_aside = JobDir.take(config.paths), None
         if config.new_run:
-            jobdir = start_over(jobdir, now)
+            jobdir, put_aside = start_over(jobdir, now)
         held.callback(jobdir.release)
+        refused = held.enter_context(ExitStack())
+        refused.callback(jobdir.discard_if_made)
         ledger = held.enter_context(closing(Ledger.open(jobdir.make_ledger_file())))
         is_new = not ledger.exists()
         if is_new or not ledger.has_operations():
-            refuse_foreign_files(config.paths)
+            refuse_foreign_file(config.paths.output, config.paths)
         if is_new:
+            refuse_foreign_file(config.paths.failures, config.paths)
             job_id = uuid.uuid4().hex[:8]
             ledger.create(job_id=job_id, input_path=_from_output(config), settings=config.settings, now=now)
         results = None if is_new else held.enter_context(closing(open_output(ledger, config.paths)))
         run_id = close_the_books(ledger, results, jobdir, config, now)
-        settle_settings(ledger, config)
-        source = settle_input(ledger, input_fd, config)
-        if results is None:
-            results = held.enter_context(closing(make_output(config.paths)))
+        try:
+            settle_settings(ledger, config)
+            source = settle_input(ledger, input_fd, config)
+            if results is None:
+                results = held.enter_context(closing(make_output(config.paths)))
+        except BatchrunError as problem:
+            with ledger.transaction():
+                ledger.end_run(run_id, problem.exit_code, now, problem)
+            raise
+        refused.pop_all()
         results.end = ledger.job().out_committed
-        yield Recovered(jobdir, ledger, results, source, run_id, _has_work(ledger, source))
-        ledger.checkpoint()
+        yield Recovered(ledger, results, source, run_id, _has_work(ledger, source), put_aside)
 
 
 def _has_work(ledger: Ledger, source: Source) -> bool:
@@ -118,7 +126,7 @@ def _no_input(path: Path, error: OSError) -> UsageProblem:
     return UsageProblem(f"{path}: {reason}", remedy=remedy)
 
 
-def start_over(jobdir: JobDir, now: float) -> JobDir:
+def start_over(jobdir: JobDir, now: float) -> tuple[JobDir, str]:
     """--new-run: the old job keeps its files under a dated name, and this one begins with none."""
     if jobdir.paths.output.exists():
         _lock_output(jobdir.paths, create=False).close()
@@ -126,17 +134,16 @@ def start_over(jobdir: JobDir, now: float) -> JobDir:
     event("put_aside", suffix=suffix)
     fresh = JobDir.take(jobdir.paths)
     jobdir.release()
-    return fresh
+    return fresh, suffix
 
 
-def refuse_foreign_files(paths: JobPaths) -> None:
-    """A job that has no answer yet must not write into files that it did not make."""
-    for path in (paths.output, paths.failures):
-        if path.exists() and (path.stat().st_size or not path.is_file()):
-            raise InputProblem(
-                f"{path} is there already, and no ledger that knows it ({paths.state})",
-                remedy="choose another -o, or --new-run to put it aside under a dated name",
-            )
+def refuse_foreign_file(path: Path, paths: JobPaths) -> None:
+    """A job must not write into a file that it did not make."""
+    if path.exists() and (path.stat().st_size or not path.is_file()):
+        raise InputProblem(
+            f"{path} is there already, and no ledger that knows it ({paths.state})",
+            remedy="choose another -o, or --new-run to put it aside under a dated name",
+        )
 
 
 def open_output(ledger: Ledger, paths: JobPaths) -> Results:
@@ -287,6 +294,10 @@ def _difference(before: dict[str, object], now: Settings) -> str:
     for name, old, new in changed:
         if name == "system":
             words.append("another system message")
+        elif name == "on_this_machine":
+            words.append(
+                "an --endpoint " + ("on this machine, now the service" if old else "elsewhere, now on this machine")
+            )
         else:
             words.append(f"{name} {_shown(old)}, now {_shown(new)}")
     return "; ".join(words)
@@ -304,7 +315,7 @@ def settle_input(ledger: Ledger, fd: int, config: JobConfig) -> Source:
     job = ledger.job()
     found = os.fstat(fd)
     known = (job.input_inode, job.input_mtime_ns, job.input_size)
-    if known != (found.st_ino, found.st_mtime_ns, found.st_size):
+    if config.strict or known != (found.st_ino, found.st_mtime_ns, found.st_size):
         source = _check(ledger, fd, found, config)
     else:
         with ledger.transaction():  # the same file, maybe under a new name
@@ -337,7 +348,7 @@ def _check(ledger: Ledger, fd: int, found: os.stat_result, config: JobConfig) ->
                 ledger.forget_bad_lines()
                 conflicts, count = inventory.conflicts()
                 if conflicts:
-                    raise _input_changed(config.input, conflicts, count)
+                    raise _input_changed(config, ledger.job().input_path, conflicts, count)
                 inventory.adopt()
             after_all = checked.lines + 1, checked.end
             start = min(inventory.first_unknown() or after_all, checked.first_bad or after_all)
@@ -364,13 +375,14 @@ def _check(ledger: Ledger, fd: int, found: os.stat_result, config: JobConfig) ->
     return Source(config.input, fd, checked.end, checked.records, identity, *start)
 
 
-def _input_changed(path: Path, conflicts: list[Conflict], count: int) -> InputProblem:
+def _input_changed(config: JobConfig, known_as: str, conflicts: list[Conflict], count: int) -> InputProblem:
+    path = config.input
+    remedy = "put these lines back as they were, or use another -o; appended lines are welcome"
+    if os.path.basename(known_as) != path.name:
+        remedy = f"the job of {config.paths.output} reads {os.path.basename(known_as)}: another input wants another -o"
     first = [
         f"{path}:{conflict.was}: " + ("gone since it was sent" if conflict.now is None else "changed since it was sent")
         for conflict in conflicts
     ]
     more = [f"… and {count - len(first):,} more"] if count > len(first) else []
-    return InputProblem(
-        "\n".join(first + more),
-        remedy="put these lines back as they were, or use another -o; appended lines are welcome",
-    )
+    return InputProblem("\n".join(first + more), remedy=remedy)

@@ -21,7 +21,6 @@ from batchrun.record import (
     STOPS_THE_RUN,
     Accepted,
     Ambiguous,
-    History,
     Record,
     Refused,
     State,
@@ -73,12 +72,20 @@ class Submitter:
         self._refused_alike = 0
         self._failed_first: list[int] = []
         self._first_post = True
+        self._trouble = ""
 
     async def run(self, records: Channel[Record], workers: int) -> None:
         """Send until the channel is closed and empty, or the stop is requested."""
         async with asyncio.TaskGroup() as group:
             for number in range(workers):
                 group.create_task(self._work(records), name=f"submitter-{number}")
+
+    def waits_for(self) -> str:
+        """What holds the next submission back, in a few words."""
+        now = time.monotonic()
+        if self._gate.is_closed:
+            return f"{self._trouble}; next try in {max(0.0, self._gate.wait_s(now)):.0f} s"
+        return "" if not self._has_room() else self._pacer.limited_by(now)
 
     async def _work(self, records: Channel[Record]) -> None:
         while (record := await records.get()) is not None:
@@ -87,9 +94,6 @@ class Submitter:
     async def _send(self, record: Record) -> None:
         """Send one record until it is accepted or settled."""
         body = self._provider.build(record.prompt, self._config.settings)
-        history = History()
-        if record.seq is not None:
-            history = (await self._storage.do(Ledger.row, record.seq)).history
         refusals = tries = 0
         while (sent := await self._post(record, body)) is not None:
             seq, reply = sent
@@ -97,14 +101,14 @@ class Submitter:
                 return
             refusals += isinstance(reply, Refused) and is_passing(reply)
             tries += 1
-            move = after_submit(reply, history, refusals, self._config.on_ambiguous)
+            move = after_submit(reply, record.history, refusals, self._config.on_ambiguous)
             await self._storage.do(Ledger.move, seq, State.INTENT, move, time.time())
             if isinstance(reply, Refused):
                 await self._mind_refusal(seq, reply, failed=move.to is State.FAILED)
             if move.to is not State.NEW:
                 self._backlog.settled(move.to)
                 return
-            record, history = replace(record, seq=seq), history.after(move)
+            record = replace(record, seq=seq, history=record.history.after(move))
             await self._stop.sleep(self._pause_s(reply, tries))
 
     async def _post(self, record: Record, body: bytes) -> tuple[int, SubmitReply] | None:
@@ -164,6 +168,7 @@ class Submitter:
             case Refused(status=429):
                 self._pacer.refused(now, with_jitter_s(reply.retry_after_s, random.random()))
             case Ambiguous() | Unreachable():
+                self._trouble = reply.reason
                 self._gate.failed(now)
                 if self._outage.failed(now):
                     self._stop.request(NoSuccess(self._outage.limit_s, reply.reason))
@@ -184,6 +189,7 @@ class Submitter:
             self._stop.request(_refused_request(reply))
             while self._failed_first:
                 await self._storage.do(Ledger.reopen, self._failed_first.pop())
+                self._backlog.counts[State.FAILED] -= 1
 
     def _pause_s(self, reply: SubmitReply, tries: int) -> float:
         if isinstance(reply, Refused) and reply.status == 429:

@@ -33,6 +33,7 @@ class Summary:
     seconds: float = 0.0
     exit_code: int | None = None
     problem: BatchrunError | None = None
+    put_aside: str | None = None
 
     @property
     def unsent(self) -> int | None:

@@ -79,6 +79,7 @@ class Tracker:
         self._failures_in_a_row = 0
         self._trouble_since: dict[int, float] = {}
         self._strangers: set[int] = set()
+        self._has_found_one = False
         self._first_look = {seq for seq, _, _ in operations}
         self.looked_at_all = asyncio.Event()
         self._intake: asyncio.Task[None] | None = None
@@ -87,6 +88,11 @@ class Tracker:
     def __len__(self) -> int:
         """Operations open right now."""
         return len(self._due) + self._polling
+
+    @property
+    def troubled(self) -> int:
+        """Open operations that the service does not find, or calls finished without an answer; asked for 10 minutes."""
+        return len(self._trouble_since)
 
     def add(self, seq: int, operation_id: str, accepted_at: float) -> None:
         """A new operation; its first poll is due after the shortest gap."""
@@ -181,15 +187,14 @@ class Tracker:
     def _mind_strangers(self, seq: int, reply: PollReply, age_s: float) -> None:
         """Many operations unknown at once: wrong key or folder, and no reason to give any of them up."""
         if not isinstance(reply, NotFound):
-            self._strangers.clear()
-            return
-        if not self._policy.settling_in_s <= age_s < self._policy.retention_s:
+            self._has_found_one = True  # this is the right key
+        if self._has_found_one or not self._policy.settling_in_s <= age_s < self._policy.retention_s:
             return
         self._strangers.add(seq)
         if len(self._strangers) >= STRANGERS_IN_A_ROW:
             self._stop.request(
                 CredentialsRefused(
-                    f"the service finds none of the last {STRANGERS_IN_A_ROW} operations",
+                    f"the service finds none of {STRANGERS_IN_A_ROW} operations",
                     remedy="is this the key of the account that sent them? They stay open; run again with it",
                 )
             )

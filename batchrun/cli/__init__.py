@@ -10,9 +10,9 @@ from importlib import import_module
 import click
 
 import batchrun
-from batchrun.cli.report import report_bug, report_problem
+from batchrun.cli.report import report_bug, report_problem, say
 from batchrun.errors import USAGE, BatchrunError
-from batchrun.log import keep_secret
+from batchrun.log import keep_secret, redact
 
 VERBS = {
     "Work": {"run": "send a file (* runs when no command is named)"},
@@ -101,8 +101,12 @@ def _exit_code() -> int | str | None:
         return leave.code
     except click.exceptions.Exit as leave:
         return leave.exit_code
-    except click.ClickException as problem:
+    except click.exceptions.NoArgsIsHelpError as problem:
         problem.show()
+        return problem.exit_code
+    except click.ClickException as problem:
+        say(f"error: {redact(problem.format_message())}")
+        say("  batchrun --help, or batchrun COMMAND --help, lists what there is")
         return problem.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from click.types import OptionHelpExtra
@@ -18,7 +20,7 @@ from batchrun.cli.report import report_problem, say
 from batchrun.config import JobConfig, read_rps_for
 from batchrun.errors import DiskProblem, UsageProblem
 from batchrun.log import LOGGER, LineFormatter
-from batchrun.providers.http import check_endpoint
+from batchrun.providers.http import check_endpoint, is_loopback
 from batchrun.record import OnAmbiguous, Settings
 from batchrun.storage.jobdir import JobPaths
 from batchrun.summary import Summary, details, headline
@@ -163,7 +165,7 @@ def run_job(config: JobConfig, *, quiet: bool, always_say: bool = False) -> int:
 
     on_terminal = sys.stderr.isatty() and not quiet
     screen = None
-    if on_terminal:
+    if on_terminal and not any(isinstance(handler, TerminalHandler) for handler in LOGGER.handlers):
         from batchrun.cli.screen import show
 
         screen = show(config)
@@ -184,6 +186,8 @@ def print_summary(summary: Summary, config: JobConfig) -> None:
     say(f"{headline(summary)}   {_duration(summary.seconds)}")
     for line in details(summary):
         say(line)
+    if summary.put_aside:
+        say(f"the job before is kept as {config.paths.output}{summary.put_aside}")
     say(f"answers  {config.paths.output}")
     if config.paths.failures.exists():
         say(f"failures {config.paths.failures}")
@@ -195,18 +199,18 @@ def config_of(options: dict[str, Any]) -> JobConfig:
     Raises:
         UsageProblem: they do not fit together.
     """
+    refuse_unknown_settings(os.environ)
     if options["output"] is None:
         raise UsageProblem("where should the answers go?", remedy="add -o answers.jsonl")
     if options["output"].is_dir():
         raise UsageProblem(f"{options['output']} is a directory", remedy="name a file with -o")
     if not options["output"].parent.is_dir():
-        raise DiskProblem(f"{options['output'].parent} is not a directory", remedy="make it, or choose another -o")
+        raise DiskProblem(f"there is no folder {options['output'].parent}", remedy="make it, or choose another -o")
     if options["emulator_faults"] and options["provider"] != "emulator":
         raise UsageProblem("--emulator-faults goes with --provider emulator", remedy="leave one of them out")
     if options["provider"] == "emulator":
         settings_of(options["emulator_faults"], "--emulator-faults")
-    if options["endpoint"] is not None:
-        check_endpoint(options["endpoint"])
+    endpoint = None if options["endpoint"] is None else check_endpoint(options["endpoint"])
     on_ambiguous: OnAmbiguous = options["on_ambiguous"]
     return JobConfig(
         input=options["input"],
@@ -217,6 +221,7 @@ def config_of(options: dict[str, Any]) -> JobConfig:
             system_text(options["system"]),
             options["temperature"],
             options["max_tokens"],
+            on_this_machine=endpoint is not None and is_loopback(endpoint),
         ),
         limit=options["limit"],
         strict=options["strict"],
@@ -231,6 +236,16 @@ def config_of(options: dict[str, Any]) -> JobConfig:
     )
 
 
+def refuse_unknown_settings(environ: Mapping[str, str]) -> None:
+    """Raise UsageProblem for a BATCHRUN_… that no option reads: a typo there would cost money unseen."""
+    known = [f"BATCHRUN_{param.name}".upper() for param in run.params]
+    for name in environ:
+        if name.startswith("BATCHRUN_") and name not in known:
+            alike = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {alike[0]}?" if alike else "unset it; batchrun run --help lists the options"
+            raise UsageProblem(f"{name} is set, and is no setting of batchrun", remedy=hint)
+
+
 def system_text(given: str | None) -> str | None:
     """The system message: the text itself, or the contents of ``@FILE``."""
     if given is None or not given.startswith("@"):
@@ -243,12 +258,16 @@ def system_text(given: str | None) -> str | None:
         ) from error
 
 
+class TerminalHandler(logging.StreamHandler[TextIO]):
+    """The log on stderr: bars beside it would spoil both."""
+
+
 def start_log(path: Path | None, *, verbose: bool) -> None:
     """Send events to the file, or with ``-v`` to stderr; without both, nowhere."""
     if path is None and not verbose:
         return
     try:
-        handler = logging.StreamHandler() if path is None else logging.FileHandler(path, encoding="utf-8")
+        handler = TerminalHandler() if path is None else logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise DiskProblem(f"{path} cannot be written", remedy="choose another --log-file") from error
     handler.setFormatter(LineFormatter())

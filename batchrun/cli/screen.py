@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Column
 
 from batchrun import job
 from batchrun.config import JobConfig
@@ -23,13 +25,15 @@ def show(config: JobConfig) -> job.Screen:
         console = Console(stderr=True)
         names = f"{config.input} → {config.paths.output}"
         console.print(f"batchrun  {names}  {config.settings.model}", highlight=False, markup=False, soft_wrap=True)
-        columns = (TextColumn("{task.description:>9}"), BarColumn(32), MofNCompleteColumn(), TaskProgressColumn())
-        bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=console, auto_refresh=False)
+        width = 32 if console.width >= 90 else 10  # the right-hand columns go first
+        columns = (TextColumn("{task.description:>9}"), BarColumn(width), MofNCompleteColumn(), TaskProgressColumn())
+        note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+        bars = Progress(*columns, note, console=console, auto_refresh=False)
         total = progress.total
         submitted = bars.add_task("submitted", total=total, note="")
         finished = bars.add_task("finished", total=total, note="")
         rate = _Rate()
-        with bars:
+        with suppress(OSError), bars:  # a terminal that goes away does not stop the run
             try:
                 while True:
                     done = sum(progress.backlog.counts[state] for state in ENDED)
@@ -64,9 +68,14 @@ class _Rate:
 def _limit(progress: job.Progress) -> str:
     if progress.stop.is_requested:
         return "stopping: nothing new is sent; Ctrl-C again leaves at once"
-    return f"limited by: {progress.pacer.limited_by(time.monotonic())}"
+    sent = sum(progress.backlog.counts[state] for state in ENDED) + len(progress.tracker)
+    if progress.total is not None and sent >= progress.total:
+        return "everything is sent"
+    return f"limited by: {progress.submitter.waits_for() or 'room for open operations'}"
 
 
 def _state(progress: job.Progress, rate: _Rate) -> str:
-    failed = progress.backlog.counts[State.FAILED]
-    return f"{rate.per_s():.1f}/s  open {len(progress.tracker)}" + (f"  failed {failed}" if failed else "")
+    troubled = f"  not found {progress.tracker.troubled}" if progress.tracker.troubled else ""
+    unwell = [(state, progress.backlog.counts[state]) for state in ENDED[1:]]
+    others = "".join(f"  {state} {count}" for state, count in unwell if count)
+    return f"{rate.per_s():.1f}/s  open {len(progress.tracker)}{troubled}{others}"

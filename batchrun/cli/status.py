@@ -11,11 +11,13 @@ from pathlib import Path
 import click
 
 from batchrun.cli import CONTEXT
-from batchrun.errors import UsageProblem
+from batchrun.errors import BUG, CREDENTIALS, DISK, INPUT, USAGE, UsageProblem
 from batchrun.record import State
 from batchrun.storage.jobdir import JobPaths, is_locked
-from batchrun.storage.ledger import Ledger
+from batchrun.storage.ledger import Ledger, Run
 from batchrun.summary import RETENTION_S, Summary, age, names_of, summarize
+
+MUST_BE_MENDED = frozenset({USAGE, INPUT, CREDENTIALS, BUG, DISK})
 
 
 @click.command(context_settings=CONTEXT | {"auto_envvar_prefix": "BATCHRUN"})
@@ -67,7 +69,7 @@ def describe(ledger: Ledger, paths: JobPaths) -> list[str]:
     job, summary, last = ledger.job(), summarize(ledger), ledger.last_run()
     counts = summary.counts
     running = is_locked(paths)
-    how = "running" if running else "killed, or the machine stopped"
+    how = "running" if running else "killed, or the machine stopped" if last else "never ran"
     if not running and last is not None and last.ended_at is not None:
         how = f"ended {datetime.fromtimestamp(last.ended_at):%d %b %H:%M} with exit {last.exit_code}"
     rows = [
@@ -86,9 +88,11 @@ def describe(ledger: Ledger, paths: JobPaths) -> list[str]:
             lines.append(f"  {name:<8}   unknown   the input was not read to its end")
         elif count or name in ("written", "failed", "not sent", "total"):
             lines.append(f"  {name:<8} {count:>9,}   {note}".rstrip())
-    doubt = f"   {names_of(summary)}" if summary.maybe_paid else ""
-    lines.append(f"  possibly paid twice {summary.maybe_paid:,}{doubt}")
-    lines.append(f"  next: {_next(summary, input_of(ledger, paths), paths, running=running)}")
+    doubt = f": {names_of(summary)}" if summary.maybe_paid else ""
+    lines.append(f"  possibly paid twice: {summary.maybe_paid:,}{doubt}")
+    if last is not None and last.cause and not running:
+        lines.append(f"  last said: {last.cause}")
+    lines.append(f"  next: {_next(summary, last, input_of(ledger, paths), paths, running=running)}")
     return lines
 
 
@@ -99,12 +103,18 @@ def _open_until(summary: Summary) -> str:
     return f"oldest {age(oldest)} · answers lapse from {datetime.fromtimestamp(oldest + RETENTION_S):%d %b %H:%M}"
 
 
-def _next(summary: Summary, input_path: Path, paths: JobPaths, *, running: bool) -> str:
+def _next(summary: Summary, last: Run | None, input_path: Path, paths: JobPaths, *, running: bool) -> str:
     counts = summary.counts
     if running:
         return "wait; it is at work"
-    if summary.unsent is None or summary.unsent or counts[State.OPEN] or counts[State.INTENT]:
+    if last is not None and last.exit_code in MUST_BE_MENDED and last.remedy:
+        return last.remedy
+    if summary.unsent is None:
+        return "the same command without --limit sends the rest"
+    if summary.unsent or counts[State.OPEN] or counts[State.INTENT]:
         return f"the same command again: batchrun {shlex.quote(str(input_path))} -o {shlex.quote(str(paths.output))} …"
-    if counts[State.FAILED] or counts[State.HELD] or counts[State.EXPIRED]:
+    if counts[State.HELD] or counts[State.EXPIRED]:
+        return f"decide: what stands in {paths.failures} can be put into a new input, which may pay twice"
+    if counts[State.FAILED]:
         return f"look at {paths.failures}; a line mended in the input is sent by the same command"
     return "nothing, every record is written"

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib import metadata
-from ipaddress import IPv4Address, ip_address
+from ipaddress import ip_address
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
@@ -266,11 +266,16 @@ def check_endpoint(url: str) -> str:
         raise UsageProblem("the endpoint is not a URL", remedy=remedy) from error
     if parts.scheme not in ("https", "http") or port == 0 or not (address or _HOST.fullmatch(host)):
         raise UsageProblem("the endpoint is not the URL of a service", remedy=remedy)
-    is_here = host in ("localhost", "::1") or (isinstance(address, IPv4Address) and address.is_loopback)
-    if parts.scheme == "http" and not is_here:
+    if parts.scheme == "http" and not is_loopback(url):
         cause = f"the endpoint is plain http:// to {host}: key and prompts would travel readable"
         raise UsageProblem(cause, remedy=remedy)
     return url.rstrip("/")
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL leads to this machine."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or (_is_dotted(host) and ip_address(host).is_loopback)
 
 
 def _is_dotted(host: str) -> bool:

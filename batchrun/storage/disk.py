@@ -45,6 +45,15 @@ class Disk:
 
 
 def _free_bytes(path: str) -> int:
-    """Bytes an ordinary user may still write where this path is."""
-    found = os.statvfs(path)
+    """Bytes an ordinary user may still write where this path is.
+
+    Raises:
+        DiskProblem: the path is gone.
+    """
+    try:
+        found = os.statvfs(path)
+    except OSError as error:
+        raise DiskProblem(
+            f"{path} is gone ({os.strerror(error.errno or 0)})", remedy="put it back, then run again"
+        ) from error
     return found.f_bavail * found.f_frsize

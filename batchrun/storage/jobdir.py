@@ -9,6 +9,7 @@ import re
 import socket
 import stat
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -64,10 +65,11 @@ class JobPaths:
 
 
 class JobDir:
-    """The locked state directory. The lock file is never deleted: a deleted lock can be held twice."""
+    """The locked state directory. The lock file stays while the job does: a deleted lock could be held twice."""
 
-    def __init__(self, paths: JobPaths, lock_fd: int) -> None:
+    def __init__(self, paths: JobPaths, lock_fd: int, *, was_made: bool) -> None:
         self.paths = paths
+        self._was_made = was_made
         self._lock_fd = lock_fd
 
     @classmethod
@@ -78,7 +80,7 @@ class JobDir:
             AlreadyRunning: another process holds the lock.
             DiskProblem: it cannot be made, or cannot be trusted.
         """
-        _make_private_directory(paths.state)
+        was_made = _make_private_directory(paths.state)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             fd = os.open(paths.lock, flags, 0o600)
@@ -90,10 +92,13 @@ class JobDir:
             holder = read_holder(paths)
             os.close(fd)
             raise AlreadyRunning(paths.output, holder) from error
+        if not os.path.exists(paths.lock) or not os.path.samestat(os.fstat(fd), os.stat(paths.lock)):
+            os.close(fd)  # discarded between open and lock
+            raise AlreadyRunning(paths.output, {})
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "started_at": int(time.time())}
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(holder).encode(), 0)
-        return cls(paths, fd)
+        return cls(paths, fd, was_made=was_made)
 
     def make_ledger_file(self) -> Path:
         """The ledger's file, with its mode before SQLite writes to it (its log inherits the mode)."""
@@ -130,6 +135,14 @@ class JobDir:
     def _all(self) -> tuple[Path, ...]:
         return self.paths.output, self.paths.failures, self.paths.state
 
+    def discard_if_made(self) -> None:
+        """Leave nothing behind of a job that was refused at its first start, before anything was sent."""
+        if self._was_made:
+            for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm", "lock"):
+                (self.paths.state / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                self.paths.state.rmdir()
+
     def release(self) -> None:
         os.close(self._lock_fd)
 
@@ -158,21 +171,23 @@ def is_locked(paths: JobPaths) -> bool:
     return False
 
 
-def _make_private_directory(path: Path) -> None:
-    """Make a 0700 directory, or check the one that is there."""
+def _make_private_directory(path: Path) -> bool:
+    """Make a 0700 directory, or check the one that is there. True if it was made."""
+    was_made = False
     try:
         _check_parent(path.parent)
-        os.mkdir(path, 0o700)
-        sync_directory(path.parent)
-    except FileExistsError:
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+            was_made = True
+        sync_directory(path.parent)  # also if it was there: who made it may have been killed before this
         found = os.lstat(path)
-        if not stat.S_ISDIR(found.st_mode):
-            raise DiskProblem(f"`{path}` is not a directory", remedy="move it away, or --state-dir") from None
-        if found.st_uid != os.geteuid() or found.st_mode & 0o077:
-            remedy = f"chmod 700 {path}, if it is yours"
-            raise DiskProblem(f"`{path}` is open to other users", remedy=remedy) from None
     except OSError as error:
         raise _cannot(path, error) from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise DiskProblem(f"`{path}` is not a directory", remedy="move it away, or --state-dir")
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise DiskProblem(f"`{path}` is open to other users", remedy=f"chmod 700 {path}, if it is yours")
+    return was_made
 
 
 def _check_parent(parent: Path) -> None:
@@ -194,7 +209,7 @@ def file_system_of(path: Path) -> str:
     best, kind = "", ""
     for line in table.splitlines():
         head, _, tail = line.partition(" - ")
-        mount = head.split()[4].encode().decode("unicode_escape")
+        mount = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), head.split()[4])
         if (wanted == mount or wanted.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(best):
             best, kind = mount, tail.split()[0]
     return kind

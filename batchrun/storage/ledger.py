@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from batchrun.errors import BatchrunError, DiskProblem, InputProblem, UsageProblem
+from batchrun.log import redact
 from batchrun.record import MOVES, Failure, History, Move, Place, Record, Settings, State, Usage
 
 SCHEMA_VERSION = 1
@@ -66,6 +67,8 @@ class Run:
     started_at: float
     ended_at: float | None
     exit_code: int | None
+    cause: str | None
+    remedy: str | None
     version: str
 
 
@@ -178,12 +181,12 @@ class Ledger:
             remedy = "use that version, or another -o"
             raise InputProblem(f"`{self.path}` was written by a newer batchrun", remedy=remedy)
         shape = "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type, name"
-        found = [tuple(row) for row in self.connection.execute(shape)]
+        found = [_plain(row) for row in self.connection.execute(shape)]
         if not found and version == 0:
             return  # a ledger killed in its first moment: create() makes it
         with closing(sqlite3.connect(":memory:")) as model:
             model.executescript(_sql("schema.sql"))
-            wanted = model.execute(shape).fetchall()
+            wanted = [_plain(row) for row in model.execute(shape)]
         if found != wanted or version != SCHEMA_VERSION:
             raise InputProblem(f"`{self.path}` is not a ledger of batchrun", remedy="another -o, or move it away")
 
@@ -275,8 +278,9 @@ class Ledger:
         run_id: int = self.fetch("begin_run", version=version, now=now)[0][0]
         return run_id
 
-    def end_run(self, run_id: int, exit_code: int, now: float) -> None:
-        self.execute("end_run", run_id=run_id, exit_code=exit_code, now=now)
+    def end_run(self, run_id: int, exit_code: int, now: float, problem: BatchrunError | None = None) -> None:
+        cause, remedy = (None, None) if problem is None else (redact(problem.cause), redact(problem.remedy))
+        self.execute("end_run", run_id=run_id, exit_code=exit_code, now=now, cause=cause, remedy=remedy)
 
     def last_run(self) -> Run | None:
         found = self.fetch("last_run")
@@ -447,6 +451,11 @@ class Ledger:
         """(line, id, payments beyond the first that may have happened), by line."""
         rows = self.fetch("maybe_paid", limit=limit)
         return [(line, None if id_ is None else json.loads(id_), count) for line, id_, count in rows]
+
+
+def _plain(definition: Sequence[str]) -> list[str]:
+    """A row of the schema without comments and spacing: these may change and mean nothing."""
+    return [re.sub(r"--[^\n]*|\s+", "", text) for text in definition]
 
 
 def _check_legal(origin: State, to: State) -> None:

@@ -13,7 +13,9 @@ RETURNING run_id;
 -- name: end_run
 UPDATE run
    SET ended_at  = :now,
-       exit_code = :exit_code
+       exit_code = :exit_code,
+       cause     = :cause,
+       remedy    = :remedy
  WHERE run_id = :run_id;
 
 -- name: last_run

@@ -69,7 +69,7 @@ class Results:
 
     @classmethod
     def open(cls, path: Path, *, create: bool) -> Self:
-        """Open and lock the output; ``create`` makes it and its directory entry durable.
+        """Open and lock the output, or ``create`` it, and make its directory entry durable.
 
         Raises:
             InputProblem: it is no regular file, or has a second name.
@@ -83,8 +83,7 @@ class Results:
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
                 raise InputProblem(f"`{path}` is not a plain file of one name", remedy="choose another -o")
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if create:
-                sync_directory(path.parent)
+            sync_directory(path.parent)  # also if it was there: who made it may have been killed before this
         except BaseException:
             os.close(fd)
             raise

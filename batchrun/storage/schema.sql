@@ -25,6 +25,8 @@ CREATE TABLE run (
     started_at REAL    NOT NULL,
     ended_at   REAL,                              -- null: still running, or it ended without a word
     exit_code  INTEGER,
+    cause      TEXT,                              -- why it ended early, and what to do then; redacted
+    remedy     TEXT,
     version    TEXT    NOT NULL
 ) STRICT;
 

@@ -73,10 +73,10 @@ class Storage:
         """Append the lines, sync them, and make their records DONE."""
         return self._ask(_Request(lambda _: None, lines, urgent=False))
 
-    def close(self, timeout_s: float | None = None) -> None:
+    def close(self) -> None:
         """Finish what has arrived and stop the thread. Ledger and output stay open."""
         self._arrived.put(None)
-        self._thread.join(timeout_s)
+        self._thread.join()
 
     def _ask(self, request: _Request) -> asyncio.Future[Any]:
         self._arrived.put(request)

@@ -104,7 +104,7 @@ def play(files: Files, story: Callable[[Storage], Awaitable[None]]) -> None:
         try:
             await asyncio.wait_for(story(storage), 5)
         finally:
-            storage.close(5)
+            storage.close()
         assert not storage._thread.is_alive()
 
     asyncio.run(told())
