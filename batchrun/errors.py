@@ -35,7 +35,7 @@ class UsageProblem(BatchrunError):
 
 
 class InputProblem(BatchrunError):
-    """The input is bad, or it, the output or the ledger changed between two runs. Nothing was sent."""
+    """The input is bad, or it, the output or the ledger changed between two runs or during one."""
 
     exit_code = INPUT
 

@@ -375,7 +375,10 @@ def _checked_id(value: Any, name: str) -> RecordId:
 def _no_prompt(fields: JsonObject) -> str:
     names = [_shown(name) for name in fields][:8]
     more = ", …" if len(fields) > len(names) else ""
-    return f"no prompt; fields here: {', '.join(names)}{more}" if names else "no prompt; the object is empty"
+    if not names:
+        return "no prompt; the object is empty"
+    hint = ": did you mean 'prompt' instead of 'text'?" if "text" in fields else ""
+    return f"no prompt; fields here: {', '.join(names)}{more}{hint}"
 
 
 def _checked_text(value: Any, name: str) -> str:
@@ -427,7 +430,8 @@ def _check_messages(messages: Any) -> None:
         contents = [name for name in _CONTENTS if name in message]
         if len(contents) != 1:
             here = ", ".join(_shown(name) for name in [*message][:8])
-            raise BadLine(f"message {place} must have one text, toolCallList or toolResultList; has {here}")
+            hint = ": did you mean 'text' instead of 'content'?" if "content" in message and not contents else ""
+            raise BadLine(f"message {place} must have one text, toolCallList or toolResultList; has {here}{hint}")
         if contents == ["text"]:
             _checked_text(message["text"], f"message {place}: text")
 

@@ -139,6 +139,19 @@ def test_refused_credentials_stop_the_run_and_fail_nothing(bench: Bench) -> None
     bench.check()
 
 
+def test_a_wrong_key_and_a_bad_line_leave_a_job_that_the_right_key_finishes(bench: Bench) -> None:
+    """Fails if the failures file of a job without an answer is taken for somebody else's."""
+    bench.records("a", "b")
+    with bench.input.open("a") as file:
+        file.write("{}\n")
+    bench.emulator.change(api_key="another-key")
+    assert bench.run().exit_code == 5
+    bench.emulator.change(api_key="")
+    assert bench.run().exit_code == 1
+    assert bench.result_ids() == {"a", "b"}
+    assert [failure["error"]["kind"] for failure in bench.failures()] == ["bad_input"]
+
+
 def test_a_request_refused_for_good_fails_alone_once_the_service_has_accepted_another(bench: Bench) -> None:
     """Fails if a 400 in mid-job stops the run, or fails more than its record."""
     bench.records("a", "b", "c", "d", "e")
@@ -235,6 +248,21 @@ def test_many_young_operations_that_are_not_found_stop_the_run_and_stay_open(fin
     finished.emulator.change(retention=259_200)
     assert finished.run().exit_code == 0
     finished.check()
+
+
+def test_lost_operations_are_no_reason_to_doubt_a_key_that_finds_others(bench: Bench) -> None:
+    """Fails if three unknown operations end a run although another was found with the same key."""
+    bench.records("a", "b", "c", "d", "e")
+    bench.emulator.change(rules=[{"text": "a", "stuck": 1}, *({"text": text, "missing": 1} for text in "bcde")])
+    bench.start_until(open=5).stop(signal.SIGTERM)
+    with bench.ledger(write=True) as connection:
+        connection.execute("UPDATE record SET submitted_at = submitted_at - 7200 - (id = '\"a\"')")
+    running = bench.start()
+    looks = bench.emulator.count("polls_not_found") + 4  # each of the four at once
+    wait_until(lambda: bench.emulator.count("polls_not_found") >= looks, "all are asked for", while_alive=running)
+    assert running.stop(signal.SIGTERM).exit_code == 143
+    assert bench.states() == {"open": 5}
+    assert set(bench.emulator.submissions.values()) == {1}
 
 
 def test_operations_older_than_the_retention_are_expired_and_not_sent_again(finished: Bench) -> None:

@@ -97,3 +97,16 @@ def test_a_tail_that_was_never_committed_is_mended(
     assert b"".join(path.read_bytes() for path in quarantined) == cut_of(line)
     assert finished.output.read_bytes().startswith(committed)
     finished.check()
+
+
+def test_an_output_that_goes_away_during_a_run_ends_it_in_words(bench: Bench) -> None:
+    """Fails if nobody looks at the output's name while a run works: answers would go into a file without one."""
+    bench.records("a", "b")
+    bench.expect("b", stuck=1)
+    running = bench.start_until(done=1, open=1)
+    bench.output.unlink()
+    ran = running.wait()
+    assert ran.exit_code == 74
+    assert "out.jsonl is gone" in ran.stderr
+    assert bench.run().exit_code == 3
+    assert set(bench.emulator.submissions.values()) == {1}
