@@ -73,16 +73,16 @@ def is_record(line: Line) -> bool:
     return line.too_long or not is_blank(line.raw)
 
 
-def check_input(path: Path, fd: int, inventory: Inventory, *, limit: int | None, strict: bool) -> Checked:
+def check_input(path: Path, fd: int, size: int, inventory: Inventory, *, limit: int | None, strict: bool) -> Checked:
     """Check every line; put every good record into the inventory.
 
     Args:
+        size: Read so many bytes; what was appended since is for another run.
         limit: Stop after so many records.
         strict: One bad line is one too many.
     Raises:
         InputProblem: this is no JSONL, too many lines are bad, or an id stands on two lines.
     """
-    size = os.fstat(fd).st_size
     if reason := sniff(os.pread(fd, 4096, 0)):
         raise InputProblem(
             f"{path}: {reason}", remedy="batchrun reads JSONL: one JSON object, or one text in quotes, a line"

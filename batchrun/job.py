@@ -112,7 +112,7 @@ async def work(
         async with open_provider(config, environ) as provider, open_storage(recovered) as storage:
             backlog = Backlog(summarize(ledger).counts)
             reader = Reader(source, storage, backlog, stop)
-            tracker = Tracker(provider, storage, backlog, stop, read_pacer, outage, operations)
+            tracker = Tracker(provider, storage, backlog, stop, read_pacer, outage, operations, source.fd)
             submitter = Submitter(
                 provider,
                 storage,

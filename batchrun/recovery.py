@@ -222,7 +222,7 @@ def close_the_books(ledger: Ledger, results: Results | None, jobdir: JobDir, con
             last = kept[-1]
             ledger.save_out_committed(last.written.offset + last.written.length, last.row.seq)
         lost = ledger.move_all(State.INTENT, after_crash(config.on_ambiguous), now)
-        ledger.forget_submissions(now - SUBMISSIONS_KEPT_S)
+        ledger.forget_submissions(now - SUBMISSIONS_KEPT_S, now + SUBMISSIONS_KEPT_S)
         epoch = ledger.next_epoch()
         run_id = ledger.begin_run(batchrun.__version__, now)
     ledger.checkpoint()
@@ -256,18 +256,31 @@ def walk_tail(ledger: Ledger, results: Results, start: int) -> tuple[list[Kept],
 
 
 def _adoptable(ledger: Ledger, data: bytes, offset: int) -> Kept | None:
+    """The line, if it belongs to an OPEN operation of this ledger.
+
+    Raises:
+        InputProblem: it is a whole result that this ledger knows nothing of: the output is newer than the ledger, or
+            another job's. Sending its record again would pay twice in silence.
+    """
     if not data.endswith(b"\n"):
         return None
     try:
         result = orjson.loads(data)
-        operation_id, line = str(result["operation_id"]), result["line"]
-        usage = Usage(*(result["usage"][name] for name in ("input_tokens", "output_tokens")))
+        operation_id, line, usage = result["operation_id"], result["line"], result["usage"]
+        tokens = usage["input_tokens"], usage["output_tokens"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return None
-    row = ledger.row_of_operation(operation_id)
-    if row is None or row.state is not State.OPEN or row.operation_id != operation_id or row.place.line != line:
+    if not isinstance(operation_id, str) or not all(value is None or isinstance(value, int) for value in tokens):
         return None
-    return Kept(row, Results.place(data, offset), usage)
+    row = ledger.row_of_operation(operation_id)
+    if row is None:
+        raise InputProblem(
+            f"the output holds answers that its ledger {ledger.path} does not know",
+            remedy="the ledger is older than the output, or another job's; restore the right one, or choose another -o",
+        )
+    if row.state is not State.OPEN or row.operation_id != operation_id or row.place.line != line:
+        return None
+    return Kept(row, Results.place(data, offset), Usage(*tokens))
 
 
 # --- 5: the settings ---
@@ -341,7 +354,7 @@ def _check(ledger: Ledger, fd: int, found: os.stat_result, config: JobConfig) ->
     inventory = Inventory(ledger)
     try:
         checked = check_input(
-            config.input, fd, inventory, limit=None if has_rows else config.limit, strict=config.strict
+            config.input, fd, found.st_size, inventory, limit=None if has_rows else config.limit, strict=config.strict
         )
         with ledger.transaction():
             if has_rows:

@@ -49,3 +49,12 @@ class Redactor:
 
 redact = Redactor()
 """For text met before the secrets are known: shapes only."""
+
+
+ECHO_LENGTH = 12
+
+
+def without_echo(message: str, sent: str) -> str:
+    """The service's message, or a word about it if it quotes what was sent: prompts go into no log and no ledger."""
+    quotes = (message[at : at + ECHO_LENGTH] for at in range(len(message) - ECHO_LENGTH + 1))
+    return "the service's message quotes the request" if any(quote in sent for quote in quotes) else message

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from batchrun.errors import BatchrunError, Interrupted
@@ -23,16 +23,12 @@ class Stop:
         self.hurried = asyncio.Event()
         self._signals = 0
         self._loop = asyncio.get_running_loop()
-        self._sleepers: set[asyncio.Future[None]] = set()
 
     def request(self, error: BatchrunError) -> None:
         """Begin to stop; the first reason stands."""
         if self.error is None:
             self.error = error
             self.requested.set()
-            for sleeper in self._sleepers:
-                if not sleeper.done():
-                    sleeper.set_result(None)
 
     def on_signal(self, number: int) -> None:
         """The first signal asks to end well, the next to leave at once."""
@@ -50,22 +46,9 @@ class Stop:
 
     async def sleep(self, seconds: float) -> None:
         """Sleep so long, or until the stop is requested."""
-        if self.is_requested:
-            return
-        loop = asyncio.get_running_loop()
-        sleeper: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_later(seconds, _wake, sleeper)
-        self._sleepers.add(sleeper)
-        try:
-            await sleeper
-        finally:
-            timer.cancel()
-            self._sleepers.discard(sleeper)
-
-
-def _wake(sleeper: asyncio.Future[None]) -> None:
-    if not sleeper.done():
-        sleeper.set_result(None)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.requested.wait()
 
 
 @contextmanager

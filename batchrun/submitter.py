@@ -29,6 +29,7 @@ from batchrun.record import (
     after_submit,
     is_passing,
 )
+from batchrun.redact import without_echo
 from batchrun.stop import Stop
 from batchrun.storage.ledger import Ledger
 from batchrun.storage.thread import Storage
@@ -99,8 +100,10 @@ class Submitter:
             seq, reply = sent
             if isinstance(reply, Accepted):
                 return
-            refusals += isinstance(reply, Refused) and is_passing(reply)
+            refusals += isinstance(reply, Refused) and is_passing(reply) and not self._gate.is_closed
             tries += 1
+            if isinstance(reply, Refused):
+                reply = replace(reply, message=without_echo(reply.message, body.decode()))
             move = after_submit(reply, record.history, refusals, self._config.on_ambiguous)
             await self._storage.do(Ledger.move, seq, State.INTENT, move, time.time())
             if isinstance(reply, Refused):
@@ -167,11 +170,16 @@ class Submitter:
                 self._outage.succeeded()
             case Refused(status=429):
                 self._pacer.refused(now, with_jitter_s(reply.retry_after_s, random.random()))
-            case Ambiguous() | Unreachable():
-                self._trouble = reply.reason
-                self._gate.failed(now)
-                if self._outage.failed(now):
-                    self._stop.request(NoSuccess(self._outage.limit_s, reply.reason))
+            case Ambiguous(reason) | Unreachable(reason):
+                self._failed(now, reason)
+            case Refused() if is_passing(reply):
+                self._failed(now, f"HTTP {reply.status}")
+
+    def _failed(self, now: float, reason: str) -> None:
+        self._trouble = reason
+        self._gate.failed(now)
+        if self._outage.failed(now):
+            self._stop.request(NoSuccess(self._outage.limit_s, reason))
 
     async def _mind_refusal(self, seq: int, reply: Refused, *, failed: bool) -> None:
         """Stop the run where a refusal speaks of the run and not of the record: a typo must not fail a million."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import os
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchrun.channel import Channel
 from batchrun.errors import CredentialsRefused, NoSuccess
@@ -30,6 +31,7 @@ from batchrun.record import (
     after_failure,
     decide,
 )
+from batchrun.redact import without_echo
 from batchrun.stop import Stop
 from batchrun.storage.ledger import Ledger
 from batchrun.storage.thread import Storage
@@ -63,6 +65,7 @@ class Tracker:
         pacer: Pacer,
         outage: Outage,
         operations: Sequence[tuple[int, str, float]],
+        input_fd: int,
     ) -> None:
         """``operations``: (seq, ID, accepted at in Unix seconds) of an earlier run, oldest first: polled at once."""
         self._provider = provider
@@ -73,6 +76,7 @@ class Tracker:
         self._outage = outage
         self._policy = PollPolicy(provider.retention_s)
         now, wall = time.monotonic(), time.time()
+        self._input_fd = input_fd
         self._due: list[Due] = [(now, seq, id_, now - max(0.0, wall - at)) for seq, id_, at in operations]
         self._polling = 0
         self._turn = asyncio.Lock()
@@ -208,7 +212,8 @@ class Tracker:
     async def _fail(self, seq: int, failure: Failure) -> None:
         self._trouble_since.pop(seq, None)
         row = await self._storage.do(Ledger.row, seq)
-        move = after_failure(failure, row.history)
+        sent = os.pread(self._input_fd, row.place.length, row.place.offset).decode(errors="replace")
+        move = after_failure(replace(failure, message=without_echo(failure.message, sent)), row.history)
         await self._storage.do(Ledger.move, seq, State.OPEN, move, time.time())
         event("operation_failed", logging.DEBUG, line=row.place.line, kind=failure.kind, code=failure.code, to=move.to)
         if move.to is State.NEW:

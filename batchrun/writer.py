@@ -156,7 +156,13 @@ def _failure_of(row: Row, source: Source) -> dict[str, Any]:
     failure = row.failure
     assert failure is not None, "the schema forbids it"
     parsed = read_again(source, row)
-    raw = None if parsed is None else orjson.Fragment(os.pread(source.fd, row.place.length, row.place.offset))
+    raw = (
+        None
+        if parsed is None
+        else orjson.Fragment(
+            os.pread(source.fd, row.place.length, row.place.offset).replace(b"\r", b" ")  # between tokens, if anywhere
+        )
+    )
     return {
         "id": row.id,
         "line": row.place.line,

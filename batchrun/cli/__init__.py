@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import sys
 from importlib import import_module
@@ -84,6 +85,10 @@ def cli() -> None:
 
 def main() -> None:
     """The console script."""
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to say so on the screen
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before the start
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  it stays open as long as the process
     keep_secret(os.environ.get(name, "").strip() for name in ("YC_API_KEY", "YC_IAM_TOKEN", "YC_FOLDER_ID"))
     code = _exit_code()
     for stream in (sys.stdout, sys.stderr):
@@ -112,6 +117,8 @@ def _exit_code() -> int | str | None:
         return 130
     except BatchrunError as problem:
         return report_problem(problem)
+    except BrokenPipeError:  # of `status | head`: the reader has seen enough
+        return 0
     except Exception as bug:
         return report_bug(bug)
     return 0

@@ -56,5 +56,6 @@ def report_bug(bug: Exception) -> int:
         say(f"error: this is a bug in batchrun ({type(bug).__name__})")
         say(f"  the details are in {path}; what a run had reached is safe, the same command continues it")
     except OSError:
-        say(text)
+        say(f"error: this is a bug in batchrun ({type(bug).__name__}), and there is no room here for its details")
+        say("  run again with --log-file in another folder; what a run had reached is safe")
     return BUG

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -62,7 +63,19 @@ class Option(click.Option):
 
 
 option = partial(click.option, cls=Option)
-POSITIVE = click.FloatRange(min=0, min_open=True)
+
+
+class Rate(click.FloatRange):
+    """A number of requests per second that a clock can keep."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, max=100_000, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        rate = super().convert(value, param, ctx)
+        if math.isnan(rate):
+            self.fail("is not a number", param, ctx)
+        return rate
 
 
 @click.command(
@@ -104,7 +117,7 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 )
 @option(
     "--rps",
-    type=POSITIVE,
+    type=Rate(),
     default=defaults.DEFAULT_RPS,
     metavar="N",
     help=f"submissions per second, at most  [{defaults.DEFAULT_RPS:g}]",
@@ -118,7 +131,7 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 )
 @option(
     "--read-rps",
-    type=POSITIVE,
+    type=Rate(),
     metavar="N",
     help=f"polls per second, at most  [{defaults.DEFAULT_READ_RPS:g}, or {defaults.READS_PER_SUBMIT} x --rps if more]",
 )
@@ -155,8 +168,9 @@ def run(**options: Any) -> None:
 
     Every option can also come from the environment as BATCHRUN_<OPTION>, except --new-run.
     """
+    config = config_of(options)
     start_log(options["log_file"], verbose=options["verbose"])
-    sys.exit(run_job(config_of(options), quiet=options["quiet"]))
+    sys.exit(run_job(config, quiet=options["quiet"]))
 
 
 def run_job(config: JobConfig, *, quiet: bool, always_say: bool = False) -> int:
@@ -202,6 +216,7 @@ def config_of(options: dict[str, Any]) -> JobConfig:
     refuse_unknown_settings(os.environ)
     if options["output"] is None:
         raise UsageProblem("where should the answers go?", remedy="add -o answers.jsonl")
+    refuse_strange_text(options)
     if options["output"].is_dir():
         raise UsageProblem(f"{options['output']} is a directory", remedy="name a file with -o")
     if not options["output"].parent.is_dir():
@@ -234,6 +249,27 @@ def config_of(options: dict[str, Any]) -> JobConfig:
         concurrency=options["concurrency"],
         on_ambiguous=on_ambiguous,
     )
+
+
+def refuse_strange_text(options: dict[str, Any]) -> None:
+    """Raise UsageProblem for names and texts that are no UTF-8, for a temperature that is no number, and for a log
+    file that is the input or the output."""
+    for name in ("input", "output", "state_dir", "model", "system"):
+        try:
+            str(options[name]).encode()
+            if isinstance(options[name], Path):
+                options[name].exists()
+        except (UnicodeEncodeError, OSError) as error:
+            raise UsageProblem(
+                f"--{name.replace('_', '-')} cannot be used as it is", remedy="give a name or text in UTF-8 that fits"
+            ) from error
+    if options["temperature"] is not None and math.isnan(options["temperature"]):
+        raise UsageProblem("--temperature is not a number", remedy="give one from 0 to 1")
+    log = options["log_file"]
+    if log is not None and any(
+        log.exists() and path.exists() and log.samefile(path) for path in (options["input"], options["output"])
+    ):
+        raise UsageProblem(f"{log} is the input or the output", remedy="choose another --log-file")
 
 
 def refuse_unknown_settings(environ: Mapping[str, str]) -> None:

@@ -12,6 +12,7 @@ import click
 
 from batchrun.cli import CONTEXT
 from batchrun.errors import BUG, CREDENTIALS, DISK, INPUT, USAGE, UsageProblem
+from batchrun.log import redact
 from batchrun.record import State
 from batchrun.storage.jobdir import JobPaths, is_locked
 from batchrun.storage.ledger import Ledger, Run
@@ -82,7 +83,7 @@ def describe(ledger: Ledger, paths: JobPaths) -> list[str]:
         ("not sent", summary.unsent, ""),
         ("total", summary.total, ""),
     ]
-    lines = [f"{paths.output}   {how}   {json.loads(job.settings)['model']}   job {job.job_id}"]
+    lines = [f"{paths.output}   {how}   {redact(json.loads(job.settings)['model'])}   job {job.job_id}"]
     for name, count, note in rows:
         if count is None:
             lines.append(f"  {name:<8}   unknown   the input was not read to its end")

@@ -38,6 +38,7 @@ from batchrun.redact import Redactor
 
 SUBMIT_HOST = "https://ai.api.cloud.yandex.net"
 OPERATION_HOST = "https://operation.api.cloud.yandex.net"
+MAX_TOKENS = 1 << 40  # more than any answer has: a number above it is nonsense
 SUBMIT_PATH = "/foundationModels/v1/completionAsync"
 
 _OPERATION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -237,8 +238,13 @@ class Yandex:
             match _parse(body):
                 case {"id": str(operation_id)} if _OPERATION_ID.fullmatch(operation_id):
                     return Accepted(operation_id)
-            beginning = self._redact(body[:4096].decode(errors="replace"))[:512]
-            event("submit_reply_unreadable", logging.WARNING, status=status, body=beginning)
+            event(
+                "submit_reply_unreadable",
+                logging.WARNING,
+                status=status,
+                bytes=len(body),
+                is_page=_plain(body) == _HTML,
+            )
             return Ambiguous(f"HTTP {status} without an operation ID")
         if status == 501 or (300 <= status < 500 and status not in _MAYBE_FORWARDED):
             code, message = self._read_error(body)
@@ -336,7 +342,7 @@ def _usage(usage: Any) -> Usage:
 
 def _count(value: Any) -> int | None:
     number = 0 if value is None else _integer(value)
-    return None if number is None or number < 0 else number
+    return number if number is not None and 0 <= number <= MAX_TOKENS else None
 
 
 def _integer(value: Any) -> int | None:
@@ -344,11 +350,11 @@ def _integer(value: Any) -> int | None:
     match value:
         case bool():
             return None
-        case int():
+        case int() if abs(value) < 1 << 63:
             return value
-        case float() if value.is_integer():
+        case float() if value.is_integer() and abs(value) < 1 << 53:
             return int(value)
-        case str() if re.fullmatch(r"-?[0-9]{1,19}", value):
+        case str() if re.fullmatch(r"-?[0-9]{1,18}", value):
             return int(value)
         case _:
             return None

@@ -96,8 +96,12 @@ class JobDir:
             os.close(fd)  # discarded between open and lock
             raise AlreadyRunning(paths.output, {})
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "started_at": int(time.time())}
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(holder).encode(), 0)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(holder).encode(), 0)
+        except OSError as error:  # a full disk, or no plain file
+            os.close(fd)
+            raise _cannot(paths.lock, error) from error
         return cls(paths, fd, was_made=was_made)
 
     def make_ledger_file(self) -> Path:
@@ -106,9 +110,11 @@ class JobDir:
         for name in (path, path.with_name("ledger.db-wal"), path.with_name("ledger.db-shm")):
             if os.path.lexists(name) and not stat.S_ISREG(os.lstat(name).st_mode):
                 raise DiskProblem(f"`{name}` is not a plain file", remedy="move it away")
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        os.close(fd)
-        sync_directory(self.paths.state)
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            sync_directory(self.paths.state)
+        except OSError as error:
+            raise _cannot(path, error) from error
         return path
 
     def new_quarantine(self, now: float) -> Path:
@@ -159,7 +165,7 @@ def read_holder(paths: JobPaths) -> dict[str, object]:
 def is_locked(paths: JobPaths) -> bool:
     """Whether a run is at work on this job right now."""
     try:
-        fd = os.open(paths.lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(paths.lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return False
     try:

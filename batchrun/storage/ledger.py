@@ -146,8 +146,8 @@ class Ledger:
             raise UsageProblem(
                 f"SQLite {sqlite3.sqlite_version} is too old", remedy=f"batchrun needs {wanted} or newer"
             )
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
-        ledger = cls(connection, path)
+        ledger = cls(_connect(path, str(path)), path)
+        connection = ledger.connection
         with ledger._closed_on_error(), ledger._translated():
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA journal_mode = WAL")
@@ -160,8 +160,7 @@ class Ledger:
     @classmethod
     def read_only(cls, path: Path) -> Self:
         """Open beside a live run: short snapshots, never a write or a checkpoint."""
-        uri = f"{path.resolve().as_uri()}?mode=ro"
-        ledger = cls(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5.0), path)
+        ledger = cls(_connect(path, f"{path.resolve().as_uri()}?mode=ro"), path)
         with ledger._closed_on_error(), ledger._translated():
             ledger.connection.execute("PRAGMA trusted_schema = OFF")
             ledger._check_schema()
@@ -214,7 +213,10 @@ class Ledger:
         with self._translated():
             verdict = self.connection.execute(f"PRAGMA {pragma}(1)").fetchone()[0]
         if verdict != "ok":
-            raise DiskProblem(f"the ledger `{self.path}` is damaged", remedy="restore it from a backup, or --new-run")
+            raise DiskProblem(
+                f"the ledger `{self.path}` is damaged",
+                remedy="--new-run begins anew and pays again; an old copy of it would do so unseen",
+            )
 
     def checkpoint(self) -> None:
         """Write every page of the log into the ledger anew and empty the log."""
@@ -249,7 +251,10 @@ class Ledger:
     def _problem(self, error: sqlite3.DatabaseError) -> BatchrunError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            return DiskProblem(f"the ledger `{self.path}` is damaged", remedy="restore it from a backup, or --new-run")
+            return DiskProblem(
+                f"the ledger `{self.path}` is damaged",
+                remedy="--new-run begins anew and pays again; an old copy of it would do so unseen",
+            )
         name = getattr(error, "sqlite_errorname", "unknown error")
         remedy = "free some space or mend the disk, then run the same command"
         return DiskProblem(f"the ledger `{self.path}` cannot be written ({name})", remedy=remedy)
@@ -436,8 +441,9 @@ class Ledger:
         """(Unix second, POSTs begun in it); older ones are forgotten at the next recovery."""
         return [tuple(raw) for raw in self.fetch("submissions_since", since=int(since))]
 
-    def forget_submissions(self, before: float) -> None:
-        self.execute("forget_submissions", before=int(before))
+    def forget_submissions(self, before: float, after: float) -> None:
+        """Keep only those between the two instants."""
+        self.execute("forget_submissions", before=int(before), after=int(after))
 
     def tally(self) -> list[sqlite3.Row]:
         """A row per state: records, maybe_paid, tokens, the oldest submission."""
@@ -451,6 +457,14 @@ class Ledger:
         """(line, id, payments beyond the first that may have happened), by line."""
         rows = self.fetch("maybe_paid", limit=limit)
         return [(line, None if id_ is None else json.loads(id_), count) for line, id_, count in rows]
+
+
+def _connect(path: Path, target: str) -> sqlite3.Connection:
+    is_uri = target.startswith("file:")
+    try:
+        return sqlite3.connect(target, uri=is_uri, isolation_level=None, check_same_thread=False, timeout=5.0)
+    except sqlite3.DatabaseError as error:
+        raise DiskProblem(f"the ledger {path} cannot be opened", remedy="is it a file, and yours?") from error
 
 
 def _plain(definition: Sequence[str]) -> list[str]:

@@ -38,8 +38,10 @@ UPDATE record
    AND state = 'new';
 
 -- name: forget_submissions
+-- Those of a clock that was far ahead go as well: they would stand in the way for as long as it was wrong.
 DELETE FROM submission
- WHERE at_s < :before;
+ WHERE at_s < :before
+    OR at_s > :after;
 
 -- name: submissions_since
 SELECT at_s, posts FROM submission
@@ -195,6 +197,7 @@ SELECT EXISTS (SELECT 1 FROM operation);
 UPDATE record
    SET state             = 'new',
        attempt           = attempt + (operation_id IS NOT NULL),
+       maybe_paid        = maybe_paid + (operation_id IS NOT NULL),
        lost_replies      = 0,
        failed_operations = 0,
        operation_id      = NULL,

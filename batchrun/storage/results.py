@@ -101,7 +101,12 @@ class Results:
 
         Raises:
             OSError: nothing may be believed about the bytes after ``end``; the next start looks at them.
+            InputProblem: somebody else changed the file, or put another in its place.
         """
+        ours = os.fstat(self.fd)
+        if ours.st_size != self.end or not os.path.samestat(ours, os.stat(self.path)):
+            remedy = "put it back as it was and run again; no other program may write to it meanwhile"
+            raise InputProblem(f"{self.path} was changed or replaced during the run", remedy=remedy)
         places = []
         at = self.end
         for line in lines:

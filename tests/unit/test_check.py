@@ -39,7 +39,9 @@ class Desk:
         self.path.write_bytes(data)
         self.inventory = Inventory(self.ledger)
         with self.path.open("rb") as file:
-            return check_input(self.path, file.fileno(), self.inventory, limit=limit, strict=strict)
+            return check_input(
+                self.path, file.fileno(), self.path.stat().st_size, self.inventory, limit=limit, strict=strict
+            )
 
     def refusal(self, data: bytes, *, limit: int | None = None, strict: bool = False) -> InputProblem:
         with pytest.raises(InputProblem) as caught:

@@ -380,7 +380,8 @@ def test_a_message_is_text_or_tool_calls_or_tool_results(message: JsonObject) ->
         pytest.param({"messages": [{"role": "user", "text": " "}]}, "message 1: text is empty", id="23: blank text"),
         pytest.param(
             {"messages": [{"role": "user", "content": "a"}]},
-            "message 1 must have one text, toolCallList or toolResultList; has role, content",
+            "message 1 must have one text, toolCallList or toolResultList; has role, content:"
+            " did you mean 'text' instead of 'content'?",
             id="23: content",
         ),
         pytest.param(

@@ -528,7 +528,7 @@ def test_submissions_of_the_last_hour_are_counted_by_the_second(ledger: Ledger) 
     assert ledger.submissions_since(NOW) == [(int(NOW), 2), (int(NOW) + 1, 1)]
     assert len(ledger.submissions_since(0)) == 3
     with ledger.transaction():
-        ledger.forget_submissions(NOW)
+        ledger.forget_submissions(NOW, NOW + 3600)
     assert ledger.submissions_since(0) == [(int(NOW), 2), (int(NOW) + 1, 1)]
 
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchrun.config import JobConfig
+from batchrun.errors import InputProblem
 from batchrun.record import State, Usage
 from batchrun.recovery import close_the_books, walk_tail
 from batchrun.storage.jobdir import JobDir, JobPaths
@@ -134,7 +135,6 @@ GARBAGE = {
     "no usage": b'{"line": 6, "operation_id": "op000006"}\n',
     "usage of nothing": answer_to(6, usage=None),
     "a constant that is no JSON": b'{"line": 6, "operation_id": "op000006", "usage": NaN}\n',
-    "an operation of another job": answer_to(6, "op-of-another-job"),
     "another record's operation": answer_to(6, operation_of(5)),
     "an operation that is done": answer_to(1),
     "a result with CRLF in the middle": answer_to(6).replace(b"line", b"li\r\nne", 1),
@@ -194,6 +194,16 @@ def test_a_line_is_kept_once_and_the_walk_ends_where_it_is_repeated(lines: list[
 
 
 # --- single rows ---
+
+
+def test_an_answer_that_the_ledger_does_not_know_stops_the_run_and_nothing_is_touched() -> None:
+    """An older ledger, or another job's: to put the line aside would mean to pay for it again in silence."""
+    tail = TAIL[0] + answer_to(6, "op-of-another-job")
+    with wreck(tail) as job:
+        before = job.output()
+        with pytest.raises(InputProblem, match="does not know"):
+            job.resume()
+        assert job.output() == before
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
