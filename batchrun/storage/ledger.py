@@ -150,10 +150,13 @@ class Ledger:
         connection = ledger.connection
         with ledger._closed_on_error(), ledger._translated():
             connection.execute("PRAGMA trusted_schema = OFF")
-            connection.execute("PRAGMA journal_mode = WAL")
+            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA fullfsync = ON")
             connection.execute("PRAGMA wal_autocheckpoint = 4000")
+            if mode != "wal":  # SQLite says nothing when it cannot, and its other mode syncs too little
+                remedy = "see to the disk, or --state-dir on another one"
+                raise DiskProblem(f"the ledger `{path}` cannot keep its log there", remedy=remedy)
             ledger._check_schema()
         return ledger
 
