@@ -6,14 +6,17 @@ found out: what was recorded, replayed, must equal what is there (``test_recorde
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 from tests.crashes.sqlite_files import watched_sqlite
@@ -51,6 +54,25 @@ class Sync:
     path: str
 
 
+class Call(StrEnum):
+    """What a disk may be asked to do, and refuse."""
+
+    MAKE = "make"
+    WRITE = "write"
+    TRUNCATE = "truncate"
+    SYNC = "sync"
+    RENAME = "rename"
+    UNLINK = "unlink"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A call that was refused. After a sync, what it was to save is lost, and the kernel will not say so again."""
+
+    path: str
+    call: Call
+
+
 @dataclass(frozen=True, slots=True)
 class Rename:
     path: str
@@ -84,9 +106,10 @@ class Asked:
     operation_id: str
 
 
-FileEvent = Create | MakeDirectory | Write | Truncate | Sync | Rename | Unlink
+FileEvent = Create | MakeDirectory | Write | Truncate | Sync | Failed | Rename | Unlink
 ServiceEvent = Accepted | TurnedAway | Asked
 Event = FileEvent | ServiceEvent
+T = TypeVar("T", bound=Event)
 
 
 def described(event: Event) -> str:
@@ -99,10 +122,16 @@ def described(event: Event) -> str:
 
 
 class Recorder:
-    """The events of a folder, while ``watching``. One recorder at a time."""
+    """The events of a folder, while ``watching``. One recorder at a time.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        refused: This call fails, once: its sort, and its number among those, from 0.
+    """
+
+    def __init__(self, folder: Path, *, refused: tuple[Call, int] | None = None) -> None:
         self.events: list[Event] = []
+        self._calls = Counter[Call]()
+        self._refused = refused
         self._folder = os.path.realpath(folder)
         self._opened: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -110,6 +139,9 @@ class Recorder:
     def note(self, event: Event) -> None:
         with self._lock:
             self.events.append(event)
+
+    def first(self, kind: type[T]) -> T | None:
+        return next((event for event in self.events if isinstance(event, kind)), None)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -134,6 +166,7 @@ class Recorder:
             "replace": self._rename,
             "unlink": self._unlink,
             "remove": self._unlink,
+            "rmdir": self._unlink,
         }
 
     def inside(self, path: Any) -> str | None:
@@ -142,6 +175,15 @@ class Recorder:
         if full != self._folder and not full.startswith(self._folder + os.sep):
             return None
         return os.path.relpath(full, self._folder)
+
+    def refuses(self, call: str, path: str) -> bool:
+        """Whether this call shall fail. Asked once for each, before it is made."""
+        call = Call(call)
+        self._calls[call] += 1
+        if (call, self._calls[call] - 1) != self._refused:
+            return False
+        self.note(Failed(path, call))
+        return True
 
     # --- SQLite's files, by name ---
 
@@ -165,6 +207,8 @@ class Recorder:
     def _open(self, real: Callable[..., int], path: Any, flags: int, *args: Any, **named: Any) -> int:
         name = self.inside(path) if isinstance(path, str | bytes | os.PathLike) else None
         is_new = name is not None and not os.path.lexists(path)
+        if is_new and flags & os.O_CREAT:
+            self._ask(Call.MAKE, name)
         fd = real(path, flags, *args, **named)
         if name is not None:
             self._opened[fd] = name
@@ -179,12 +223,14 @@ class Recorder:
         real(fd)
 
     def _pwrite(self, real: Callable[..., int], fd: int, data: Any, offset: int) -> int:
+        self._ask(Call.WRITE, self._opened.get(fd))
         count = real(fd, data, offset)
         if fd in self._opened:
             self.note(Write(self._opened[fd], offset, bytes(memoryview(data)[:count])))
         return count
 
     def _write(self, real: Callable[..., int], fd: int, data: Any) -> int:
+        self._ask(Call.WRITE, self._opened.get(fd))
         offset = os.lseek(fd, 0, os.SEEK_CUR) if fd in self._opened else 0
         count = real(fd, data)
         if fd in self._opened:
@@ -192,27 +238,41 @@ class Recorder:
         return count
 
     def _fsync(self, real: Callable[..., None], fd: int) -> None:
+        self._ask(Call.SYNC, self._opened.get(fd))
         real(fd)
         if fd in self._opened:
             self.note(Sync(self._opened[fd]))
 
     def _ftruncate(self, real: Callable[..., None], fd: int, size: int) -> None:
+        self._ask(Call.TRUNCATE, self._opened.get(fd))
         real(fd, size)
         if fd in self._opened:
             self.note(Truncate(self._opened[fd], size))
 
     def _mkdir(self, real: Callable[..., None], path: Any, *args: Any, **named: Any) -> None:
+        name = self.inside(path)
+        if not os.path.lexists(path):
+            self._ask(Call.MAKE, name)
         real(path, *args, **named)
-        if (name := self.inside(path)) is not None:
+        if name is not None:
             self.note(MakeDirectory(name))
 
     def _rename(self, real: Callable[..., None], path: Any, to: Any, **named: Any) -> None:
-        real(path, to, **named)
         name, new_name = self.inside(path), self.inside(to)
+        self._ask(Call.RENAME, name)
+        real(path, to, **named)
         if name is not None and new_name is not None:
             self.note(Rename(name, new_name))
 
     def _unlink(self, real: Callable[..., None], path: Any, **named: Any) -> None:
+        name = self.inside(path)
+        if os.path.lexists(path):
+            self._ask(Call.UNLINK, name)
         real(path, **named)
-        if (name := self.inside(path)) is not None:
+        if name is not None:
             self.note(Unlink(name))
+
+    def _ask(self, call: Call, path: str | None) -> None:
+        if path is not None and self.refuses(call, path):
+            error = errno.EIO if call is Call.SYNC else errno.ENOSPC
+            raise OSError(error, os.strerror(error), path)

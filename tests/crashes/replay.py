@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Self
 
 from tests.crashes.recorder import (
+    Call,
     Create,
     Event,
+    Failed,
     FileEvent,
     MakeDirectory,
     Rename,
@@ -22,13 +24,13 @@ from tests.crashes.recorder import (
 )
 
 SECTOR_BYTES = 512
-TOP = "."
 
 
 class Kind(StrEnum):
-    """What ends a run. All but KILL are power cuts and differ in what becomes of that which was not synced."""
+    """What ends a run. Those after FAILED_SYNC are power cuts and differ in what becomes of what was not synced."""
 
     KILL = "kill"  # everything written stays, and may still be lost in a later power cut
+    FAILED_SYNC = "failed sync"  # a kill when the next sync had failed: its bytes stay, but no later sync writes them
     DROP = "drop"  # bytes and names that were not synced are gone
     HOLLOW = "hollow"  # the names are there, the bytes are gone
     ZERO = "zero"  # the files have grown, the new bytes are zeros
@@ -50,7 +52,13 @@ class File:
         self.unsynced += (event,)
 
     def sync(self) -> None:
-        self.durable, self.unsynced = self.visible, ()
+        for event in self.unsynced:
+            self.durable = _after(self.durable, event)
+        self.unsynced = ()
+
+    def fail_sync(self) -> None:
+        """The kernel takes its pages for clean from now on, and they never reached the disk."""
+        self.unsynced = ()
 
     def copy(self) -> File:
         return File(self.visible, self.durable, self.unsynced)
@@ -116,19 +124,28 @@ class Disk:
                 self.names[path] = None
             case Write(path) | Truncate(path):
                 self._file(path).did(event)
-            case Sync(path) if path == TOP or self.names[path] is None:
+            case Sync(path) if self.names.get(path) is None:  # a directory, or one that was always there
                 self._sync_names(path)
             case Sync(path):
                 self._file(path).sync()
+            case Failed(path, Call.SYNC):
+                if (file := self.names.get(path)) is not None:
+                    file.fail_sync()
             case Rename(path, to):
                 self.names[to] = self.names.pop(path)
             case Unlink(path):
                 del self.names[path]
 
-    def after_crash(self, kind: Kind) -> Disk:
-        """What the next run finds. After a power cut, all of that is durable."""
+    def after_crash(self, kind: Kind, unfinished: Event | None = None) -> Disk | None:
+        """What the next run finds; after a power cut, all of that is durable.
+
+        Args:
+            unfinished: What came next in the run that crashed. None is returned if that makes this kind impossible.
+        """
         if kind is Kind.KILL:
             return self.copy()
+        if kind is Kind.FAILED_SYNC:
+            return self._after_failed_sync(unfinished)
         if kind is Kind.DROP:
             names = {path: file for path, file in self.durable_names.items() if self._is_reachable(path)}
         else:
@@ -136,23 +153,30 @@ class Disk:
         left = {path: None if file is None else _settled(_left(path, file, kind)) for path, file in names.items()}
         return Disk(left, dict(left))
 
+    def _after_failed_sync(self, unfinished: Event | None) -> Disk | None:
+        if not isinstance(unfinished, Sync):
+            return None
+        file = self.names.get(unfinished.path)
+        if file is None or not file.unsynced:
+            return None
+        return Disk.after([Failed(unfinished.path, Call.SYNC)], self)
+
     def contents(self) -> dict[str, bytes | None]:
         """What a process sees: the bytes of every file, None for a directory."""
         return {path: None if file is None else file.visible for path, file in self.names.items()}
 
     def key(self) -> tuple[object, ...]:
         """Equal for two disks that no run, and no later crash, can tell apart."""
-        return (
-            tuple(sorted(self.contents().items(), key=str)),
-            tuple(sorted((path, file and file.durable) for path, file in self.durable_names.items())),
-            tuple(sorted((path, file and file.durable) for path, file in self.names.items())),
+        return tuple(
+            (path, file and (file.visible, file.durable, file.unsynced))
+            for names in (self.names, self.durable_names)
+            for path, file in sorted(names.items())
         )
 
-    def put_into(self, folder: Path, *, keep: Mapping[str, object]) -> None:
+    def put_into(self, folder: Path, *, keep: Collection[str]) -> None:
         """Make the folder look like this. ``keep`` are names that stay as they are."""
-        for path in sorted(found_in(folder), reverse=True):
-            if path not in keep:
-                (os.rmdir if (folder / path).is_dir() else os.unlink)(folder / path)
+        for path in sorted(found_in(folder, without=keep), reverse=True):
+            (os.rmdir if (folder / path).is_dir() else os.unlink)(folder / path)
         for path in sorted(self.names):
             file = self.names[path]
             if file is None:
@@ -175,8 +199,9 @@ class Disk:
                     del self.durable_names[path]
 
     def _is_reachable(self, path: str) -> bool:
+        """Whether every directory that was made on the way to it is still there."""
         parent = _parent(path)
-        return parent == TOP or (parent in self.durable_names and self._is_reachable(parent))
+        return parent not in self.names or (parent in self.durable_names and self._is_reachable(parent))
 
     def _copied(self) -> tuple[dict[str, File | None], dict[str, File | None]]:
         """Copies of both, in which a file of two names is still one file."""
@@ -212,6 +237,10 @@ def _parent(path: str) -> str:
     return str(PurePosixPath(path).parent)
 
 
-def found_in(folder: Path) -> dict[str, bytes | None]:
-    """What is really there. The shared memory of SQLite's log is no part of it: it is made anew from the log."""
-    return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")}
+def found_in(folder: Path, *, without: Collection[str]) -> dict[str, bytes | None]:
+    """What is really there, while no run is at work."""
+    return {
+        name: None if path.is_dir() else path.read_bytes()
+        for path in folder.rglob("*")
+        if (name := str(path.relative_to(folder))) not in without
+    }

@@ -1,8 +1,8 @@
 """Sees what SQLite writes, syncs, truncates and deletes: two functions of its file layer, wrapped in this process.
 
-SQLite's default VFS keeps its functions in a table, and so does every open file. The tables are replaced with copies
-that call the original function first and then tell a listener; https://sqlite.org/vfs.html describes both. Locks, reads and
-the shared memory of the write-ahead log stay as they are.
+SQLite's default VFS keeps its functions in a table, and so does every open file; https://sqlite.org/vfs.html describes
+both. The tables get functions that call the original one first and then tell a listener. Locks, reads and the shared
+memory of the write-ahead log stay as they are.
 """
 
 from __future__ import annotations
@@ -16,13 +16,22 @@ from functools import cache
 from typing import Any, Protocol
 
 DURABLE_KINDS = 0x00000100 | 0x00000800 | 0x00080000  # SQLITE_OPEN_MAIN_DB, MAIN_JOURNAL, WAL
+REFUSALS = {
+    "make": 14,  # SQLITE_CANTOPEN
+    "write": 13,  # SQLITE_FULL
+    "sync": 10 | 4 << 8,  # SQLITE_IOERR_FSYNC
+    "truncate": 10 | 6 << 8,  # SQLITE_IOERR_TRUNCATE
+    "unlink": 10 | 10 << 8,  # SQLITE_IOERR_DELETE
+}
 OPEN_DIRECTORY = b"openDirectory"
 
 
 class Listener(Protocol):
-    """Who is told. Every call comes after the deed."""
+    """Who is told after each deed, and asked before it: what it ``refuses`` (by a name of ``REFUSALS``) fails."""
 
     def inside(self, path: Any) -> str | None: ...
+
+    def refuses(self, call: str, path: str) -> bool: ...
 
     def created(self, path: str) -> None: ...
 
@@ -36,7 +45,7 @@ class Listener(Protocol):
 
 
 class CannotWatch(Exception):
-    """This Python's SQLite hides its file layer: it was linked into the interpreter."""
+    """SQLite's own functions cannot be found from here."""
 
 
 class _Vfs(Structure):
@@ -70,7 +79,7 @@ class _File(Structure):
     _fields_ = [("methods", c_void_p)]
 
 
-_OPEN = CFUNCTYPE(c_int, c_void_p, c_char_p, c_void_p, c_int, POINTER(c_int))
+_OPEN = CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_int, c_void_p)  # SQLite keeps the address of the name
 _DELETE = CFUNCTYPE(c_int, c_void_p, c_char_p, c_int)
 _WRITE = CFUNCTYPE(c_int, c_void_p, c_void_p, c_int, c_int64)
 _TRUNCATE = CFUNCTYPE(c_int, c_void_p, c_int64)
@@ -85,9 +94,9 @@ def watched_sqlite(listener: Listener) -> Iterator[None]:
     """Tell the listener of every change to a database, journal or log that is opened meanwhile.
 
     Raises:
-        CannotWatch: see there.
+        CannotWatch: this Python's SQLite hides its file layer.
     """
-    layer = _layer()
+    layer = find_file_layer()
     assert layer.listener is None, "one at a time"
     layer.install(listener)
     try:
@@ -97,7 +106,12 @@ def watched_sqlite(listener: Listener) -> Iterator[None]:
 
 
 @cache
-def _layer() -> _FileLayer:
+def find_file_layer() -> _FileLayer:
+    """The one there is in this process.
+
+    Raises:
+        CannotWatch: this Python's SQLite hides it.
+    """
     return _FileLayer()
 
 
@@ -110,14 +124,13 @@ class _FileLayer:
         try:
             find = ctypes.CDLL(getattr(_sqlite3, "__file__", None)).sqlite3_vfs_find
         except (OSError, AttributeError) as error:
-            raise CannotWatch from error
+            raise CannotWatch("SQLite is built into this Python, and its file layer cannot be reached") from error
         find.restype, find.argtypes = POINTER(_Vfs), [c_char_p]
         self._vfs = find(None)
         table = self._vfs.contents
         self.listener: Listener | None = None
         self._names: dict[int, str] = {}
         self._tables: dict[int, _Methods] = {}
-        self._originals: dict[int, _Methods] = {}
         self._directories: list[str] = []
         self._keep: list[Any] = []
         self._plain = table.open, table.delete
@@ -147,10 +160,14 @@ class _FileLayer:
 
     # --- called by SQLite ---
 
-    def _opened(self, vfs: int, name: bytes | None, file: int, flags: int, out_flags: Any) -> int:
-        path = self.listener.inside(name) if name and flags & DURABLE_KINDS and self.listener else None
-        is_new = path is not None and not os.path.lexists(name or b"")
-        code: int = _OPEN(self._plain[0])(vfs, name, file, flags, out_flags)
+    def _opened(self, vfs: int, address: int | None, file: int, flags: int, out_flags: int) -> int:
+        name = ctypes.string_at(address) if address and flags & DURABLE_KINDS else b""
+        path = self.listener.inside(name) if name and self.listener is not None else None
+        is_new = path is not None and not os.path.lexists(name)
+        if is_new and self._refuses("make", path):
+            _File.from_address(file).methods = None
+            return REFUSALS["make"]
+        code: int = _OPEN(self._plain[0])(vfs, address, file, flags, out_flags)
         if code == 0 and path is not None and self.listener is not None:
             opened = _File.from_address(file)
             opened.methods = ctypes.addressof(self._table_like(opened.methods))
@@ -158,6 +175,9 @@ class _FileLayer:
             if is_new:
                 self.listener.created(path)
         return code
+
+    def _refuses(self, call: str, path: str | None) -> bool:
+        return self.listener is not None and path is not None and self.listener.refuses(call, path)
 
     def _table_like(self, address: int) -> _Methods:
         """A copy of the file's own table, with our functions in it."""
@@ -169,18 +189,24 @@ class _FileLayer:
             write, truncate, sync = _WRITE(original.write), _TRUNCATE(original.truncate), _SYNC(original.sync)
 
             def on_write(file: int, data: int, count: int, offset: int) -> int:
+                if self._refuses("write", self._names[file]):
+                    return REFUSALS["write"]
                 code: int = write(file, data, count, offset)
                 if code == 0 and self.listener is not None:
                     self.listener.written(self._names[file], offset, ctypes.string_at(data, count))
                 return code
 
             def on_truncate(file: int, size: int) -> int:
+                if self._refuses("truncate", self._names[file]):
+                    return REFUSALS["truncate"]
                 code: int = truncate(file, size)
                 if code == 0 and self.listener is not None:
                     self.listener.truncated(self._names[file], size)
                 return code
 
             def on_sync(file: int, flags: int) -> int:
+                if self._refuses("sync", self._names[file]):
+                    return REFUSALS["sync"]
                 code: int = sync(file, flags)
                 if code == 0 and self.listener is not None:
                     self.listener.synced(self._names[file])
@@ -194,8 +220,10 @@ class _FileLayer:
         return self._tables[address]
 
     def _deleted(self, vfs: int, name: bytes, sync_directory: int) -> int:
-        code: int = _DELETE(self._plain[1])(vfs, name, sync_directory)
         path = self.listener.inside(name) if self.listener is not None else None
+        if path is not None and os.path.lexists(name) and self._refuses("unlink", path):
+            return REFUSALS["unlink"]
+        code: int = _DELETE(self._plain[1])(vfs, name, sync_directory)
         if code == 0 and path is not None and self.listener is not None:
             self.listener.unlinked(path)
         self._sync_directories()

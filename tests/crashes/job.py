@@ -1,0 +1,269 @@
+"""A job of three records: run by the product itself in this process, recorded, crashed, resumed and judged."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from batchrun import job as product
+from batchrun.config import JobConfig
+from batchrun.errors import DISK, BatchrunError
+from batchrun.record import Settings
+from batchrun.storage.jobdir import JobPaths, is_locked
+from batchrun.storage.ledger import Ledger
+from batchrun.summary import Summary
+from batchrun.verify import verify
+from tests.crashes.recorder import Accepted, Call, Event, Failed, FileEvent, Recorder, described
+from tests.crashes.replay import Disk, Kind, found_in
+from tests.crashes.service import FAILING, RECORDS, Clock, Service
+
+INPUT, OUTPUT, FAILURES = "in.jsonl", "out.jsonl", "out.errors.ndjson"
+ELSEWHERE = "elsewhere"  # the state's own folder: the syncs of one folder must not stand in for those of another
+GIVEN = (INPUT, ELSEWHERE)
+CREDENTIALS = {"YC_API_KEY": "a-key", "YC_FOLDER_ID": "b1g"}
+SOME_FAILED = 1
+HARMLESS = Failed(f"{ELSEWHERE}/state/ledger.db-wal", Call.UNLINK)  # SQLite has emptied it, and opens it again
+
+
+class Violation(AssertionError):
+    """A crash cost what no crash may cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """What a run that ended somewhere has left behind.
+
+    ``story`` says how it came to that; ``cut`` is what earlier recoveries had to cut from the output's tail.
+    """
+
+    story: str
+    disk: Disk
+    accepted: tuple[Accepted, ...]
+    cut: tuple[bytes, ...] = ()
+
+    def output(self) -> bytes:
+        return self.disk.contents().get(OUTPUT) or b""
+
+    def whole_lines(self) -> list[bytes]:
+        """The results in the output, up to the first line that is not whole."""
+        return list(_whole_results(self.output()))
+
+    def to_be_cut(self) -> tuple[bytes, ...]:
+        """Every rest of a tail that must be found in quarantine, once a recovery has come to its end."""
+        rest = self.output()[sum(map(len, self.whole_lines())) :]
+        file = self.disk.names.get(OUTPUT)
+        is_durable = file is not None and file.visible == file.durable
+        return (*self.cut, rest) if rest and is_durable else self.cut
+
+
+NOTHING = Crash("", Disk(), ())
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One run to its end: what it found, and everything it did."""
+
+    start: Crash
+    events: Sequence[Event]
+
+    def crashes(
+        self, *kinds: Kind, after: Callable[[Event], bool] | None = None, since: type[Event] | None = None
+    ) -> Iterator[Crash]:
+        """Every boundary, every kind; those that leave the same behind only once.
+
+        Args:
+            after: Only the boundaries after such an event.
+            since: Only those later than the first such event.
+        """
+        disk = self.start.disk.copy()
+        accepted = self.start.accepted
+        known = set()
+        for at in range(len(self.events) + 1):
+            last = self.events[at - 1] if at else None
+            following = self.events[at] if at < len(self.events) else None
+            if isinstance(last, FileEvent):
+                disk.apply(last)
+            elif isinstance(last, Accepted):
+                accepted += (last,)
+            if since is not None and isinstance(last, since):
+                since = None
+            if since is not None or (after is not None and (last is None or not after(last))):
+                continue
+            for kind in kinds:
+                left = disk.after_crash(kind, following)
+                if left is not None and (key := (hash(left.key()), accepted)) not in known:
+                    known.add(key)
+                    yield Crash(self._story(at, kind), left, accepted, self.start.to_be_cut())
+
+    def _story(self, at: int, kind: Kind) -> str:
+        last = f"after {described(self.events[at - 1])}" if at else "before anything"
+        return f"{self.start.story}{kind} at {at} of {len(self.events)}, {last}\n"
+
+
+class Bench:
+    """The folder of the job. Its input stays where it is: a resumed run shall know it again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(os.path.realpath(folder))
+        lines = (json.dumps({"id": record, "prompt": record}) + "\n" for record in RECORDS)
+        (self.folder / INPUT).write_text("".join(lines))
+        (self.folder / ELSEWHERE).mkdir(exist_ok=True)
+        self.paths = JobPaths.of(self.folder / OUTPUT, self.folder / ELSEWHERE / "state")
+
+    def record(self, start: Crash = NOTHING) -> Recording:
+        """Run to the end from there, and write down everything it does.
+
+        Raises:
+            Violation: the run does not end by itself.
+        """
+        recorder = Recorder(self.folder)
+        self._lay_out(start)
+        with recorder.watching(), _told(start.story):
+            self._run(Service(start.accepted, recorder.note))
+        return Recording(start, recorder.events)
+
+    def record_refused(self, call: Call, number: int) -> Recording | None:
+        """Run from the beginning, and let one call of a sort fail, counted from 0. None if there are not so many.
+
+        Raises:
+            Violation: the run does not take the disk for broken.
+        """
+        recorder = Recorder(self.folder, refused=(call, number))
+        self._lay_out(NOTHING)
+        code = None
+        with _told(f"{call} {number} fails\n"):
+            try:
+                with recorder.watching():
+                    code = self._run(Service(note=recorder.note)).exit_code
+            except BatchrunError as problem:
+                code = problem.exit_code
+            failed = recorder.first(Failed)
+            if failed is None:
+                return None
+            assert code == DISK or failed == HARMLESS, f"{failed}: the exit code is {code}"
+        return Recording(replace(NOTHING, story=f"{failed}\n"), recorder.events)
+
+    def judge(self, crash: Crash) -> None:
+        """Resume after the crash, to the end.
+
+        Raises:
+            Violation: a result is lost or doubled, or a payment is hidden.
+        """
+        self._lay_out(crash)
+        service = Service(crash.accepted)
+        with _told(crash.story):
+            summary = self._run(service)
+            self._check(crash, service, summary)
+
+    def found(self) -> dict[str, bytes | None]:
+        """What is really there, while no run is at work."""
+        return found_in(self.folder, without=GIVEN)
+
+    # --- running ---
+
+    def _lay_out(self, crash: Crash) -> None:
+        crash.disk.put_into(self.folder, keep=GIVEN)
+
+    def _run(self, service: Service) -> Summary:
+        config = JobConfig(
+            self.folder / INPUT,
+            self.paths,
+            Settings("yandex", "yandexgpt/latest"),
+            rps=1000.0,
+            read_rps=1000.0,
+            rph=1_000_000,
+            concurrency=2,
+        )
+        with _served_by(service):
+            return product.run(config, CREDENTIALS)
+
+    # --- judging ---
+
+    def _check(self, crash: Crash, service: Service, summary: Summary) -> None:
+        assert (summary.problem, summary.exit_code) == (None, SOME_FAILED)
+        self._check_everything_let_go()
+        results = _json_lines(self.folder / OUTPUT)
+        failures = _json_lines(self.folder / FAILURES)
+        found = Counter(line["id"] for line in results + failures)
+        assert found == Counter(RECORDS), f"lost or doubled: {found}"
+        assert [line["id"] for line in failures] == [FAILING]
+        with closing(Ledger.read_only(self.paths.ledger)) as ledger:
+            findings = verify(ledger, self.folder / INPUT, self.folder / OUTPUT)
+            flagged = {row.id: row.history.maybe_paid for row in ledger.rows_by_line(1, len(RECORDS)).values()}
+        assert not findings.named
+        for record, payments in service.payments.items():
+            assert payments - 1 <= flagged[record], f"{record}: paid {payments} times, flagged {flagged[record]}"
+        self._check_lines_kept(crash, service)
+        self._check_quarantine(crash)
+
+    def _check_lines_kept(self, crash: Crash, service: Service) -> None:
+        """A whole line that was in the output is still there, and its answer was not asked for again."""
+        lines = crash.whole_lines()
+        assert (self.folder / OUTPUT).read_bytes().startswith(b"".join(lines)), "a line of the output was given up"
+        for line in lines:
+            asked = service.polls[json.loads(line)["operation_id"]]
+            assert not asked, "an answer was asked for although it was in the output"
+
+    def _check_quarantine(self, crash: Crash) -> None:
+        quarantine = self.paths.quarantine
+        aside = [path.read_bytes() for path in quarantine.iterdir()] if quarantine.exists() else []
+        for rest in crash.to_be_cut():
+            assert rest in aside, f"{len(rest)} bytes were cut from the output and are nowhere"
+
+    def _check_everything_let_go(self) -> None:
+        assert not is_locked(self.paths), "the job is still locked"
+        with (self.folder / OUTPUT).open("rb") as output:
+            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def _told(story: str) -> Iterator[None]:
+    """Whatever goes wrong in here is told with what came before."""
+    try:
+        yield
+    except Exception as error:
+        raise Violation(f"\n{story}{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _served_by(service: Service) -> Iterator[None]:
+    """Runs meet this service, on a clock of their own and with the same chance every time."""
+
+    @asynccontextmanager
+    async def open_provider(*_: object) -> AsyncIterator[Service]:
+        yield service
+
+    clock = Clock()
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(random, "random", random.Random(1).random))
+        patches.enter_context(patch.object(product, "open_provider", open_provider))
+        patches.enter_context(patch.object(product, "loop_factory", lambda: clock.loop))
+        patches.enter_context(patch.object(product, "Storage", clock.open_storage))
+        patches.enter_context(patch.object(time, "monotonic", clock.monotonic))
+        yield
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _whole_results(data: bytes) -> Iterator[bytes]:
+    """The lines up to the first that is not whole."""
+    for line in data.splitlines(keepends=True):
+        try:
+            json.loads(line)
+        except ValueError:
+            return
+        if not line.endswith(b"\n"):
+            return
+        yield line

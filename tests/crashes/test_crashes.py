@@ -1,0 +1,96 @@
+"""A crash at every boundary of a run, of every kind; and in the run that follows a crash, a second one.
+
+The second crash is tried at a few boundaries of a fixed choice. ``CRASHES=all`` tries every one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.crashes.job import OUTPUT, Bench, Crash, Recording
+from tests.crashes.recorder import Accepted, Create, Event, MakeDirectory, Rename, Sync, Unlink, Write
+from tests.crashes.replay import Kind
+
+EVERY_ONE = os.environ.get("CRASHES") == "all"
+FIRST_SHARE, SECOND_SHARE = (1.0, 1.0) if EVERY_ONE else (0.08, 0.08)
+PARTS = 4
+Run = Callable[[Bench], Recording]
+
+
+def writes_output(event: Event) -> bool:
+    return isinstance(event, Write) and event.path == OUTPUT
+
+
+def changes_names(event: Event) -> bool:
+    return isinstance(event, Create | MakeDirectory | Rename | Unlink)
+
+
+def is_accepted(event: Event) -> bool:
+    return isinstance(event, Accepted)
+
+
+def is_relied_on(event: Event) -> bool:
+    """A payment, or a checkpoint, after which the log is emptied."""
+    return is_accepted(event) or (isinstance(event, Sync) and event.path.endswith("ledger.db"))
+
+
+def straight(bench: Bench) -> Recording:
+    """The first run of the job."""
+    return bench.record()
+
+
+def resumed(bench: Bench) -> Recording:
+    """A run that finds one whole line of the output and half of the next, an INTENT, and a payment in doubt."""
+    (torn,) = bench.record().crashes(Kind.TORN, after=writes_output)
+    return bench.record(torn)
+
+
+EVERY_KIND = pytest.mark.parametrize("kind", list(Kind))
+EITHER_RUN = pytest.mark.parametrize("run", [straight, resumed])
+
+
+def test_a_run_that_nothing_ends_early_is_a_job_well_done(bench: Bench) -> None:
+    *_, end = bench.record().crashes(Kind.KILL)
+    bench.judge(end)
+
+
+@EITHER_RUN
+@EVERY_KIND
+def test_a_crash_anywhere_costs_nothing(bench: Bench, run: Run, kind: Kind) -> None:
+    judge_all(bench, run(bench).crashes(kind))
+
+
+@EITHER_RUN
+def test_a_power_cut_after_a_kill_that_left_a_new_name_costs_nothing(bench: Bench, run: Run) -> None:
+    """Fails if a name that is there already is taken for one that is durable."""
+    for first in run(bench).crashes(Kind.KILL, after=changes_names):
+        judge_all(bench, bench.record(first).crashes(Kind.DROP))
+
+
+@EITHER_RUN
+def test_a_power_cut_after_a_kill_at_a_failed_sync_costs_nothing(bench: Bench, run: Run) -> None:
+    """Fails if bytes that are there already are not written anew before they are relied on."""
+    for first in run(bench).crashes(Kind.FAILED_SYNC):
+        judge_all(bench, bench.record(first).crashes(Kind.DROP, after=is_relied_on))
+
+
+@EITHER_RUN
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_second_crash_anywhere_costs_nothing(bench: Bench, run: Run, part: int) -> None:
+    chance = random.Random(part)
+    for number, first in enumerate(run(bench).crashes(*Kind)):
+        if number % PARTS == part and chance.random() < FIRST_SHARE:
+            second = bench.record(first).crashes(Kind.KILL, Kind.DROP)
+            judge_all(bench, (crash for crash in second if chance.random() < SECOND_SHARE))
+
+
+def judge_all(bench: Bench, crashes: Iterator[Crash]) -> None:
+    judged = 0
+    for crash in crashes:
+        bench.judge(crash)
+        judged += 1
+    print(f"{judged} crashes")

@@ -1,0 +1,84 @@
+"""The enumerator can fail: it notices every safeguard that is left out, each by a crash of the right kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.crashes import mutants
+from tests.crashes.job import OUTPUT, Bench, Crash, Violation
+from tests.crashes.mutants import Mutant
+from tests.crashes.recorder import Create, Event, Sync, Write
+from tests.crashes.replay import Kind
+from tests.crashes.test_crashes import is_accepted, judge_all, writes_output
+
+
+def makes_output(event: Event) -> bool:
+    return event == Create(OUTPUT)
+
+
+def syncs(event: Event) -> bool:
+    return isinstance(event, Sync)
+
+
+def writes(event: Event) -> bool:
+    return isinstance(event, Write)
+
+
+Where = Callable[[Event], bool]
+PAID_AGAIN = "paid 2 times, flagged 0"
+
+
+def name_of(value: object) -> str:
+    return getattr(value, "__name__", str(value)).replace("_", " ")
+
+
+@pytest.mark.parametrize(
+    ("mutant", "kind", "after", "seen"),
+    [
+        (mutants.no_intent_before_the_post, Kind.KILL, is_accepted, PAID_AGAIN),
+        (mutants.no_flag_for_a_lost_reply, Kind.KILL, is_accepted, PAID_AGAIN),
+        (mutants.synchronous_normal, Kind.DROP, is_accepted, PAID_AGAIN),
+        (mutants.no_sync_of_the_name_of_the_state, Kind.DROP, is_accepted, PAID_AGAIN),
+        (mutants.no_closing_commit, Kind.KILL, is_accepted, "lost or doubled"),
+        (mutants.done_before_the_output_is_written, Kind.KILL, syncs, "is shorter than it was"),
+        (mutants.no_sync_of_the_output_before_done, Kind.DROP, syncs, "is shorter than it was"),
+        (mutants.no_sync_of_the_name_of_the_output, Kind.DROP, syncs, "is gone"),
+        (mutants.no_look_at_the_tail, Kind.KILL, writes_output, "an answer was asked for although"),
+        (mutants.no_quarantine, Kind.TORN, writes_output, "are nowhere"),
+    ],
+    ids=name_of,
+)
+def test_one_crash_shows_that_there_is(bench: Bench, mutant: Mutant, kind: Kind, after: Where, seen: str) -> None:
+    def crashes() -> Iterator[Crash]:
+        return bench.record().crashes(kind, after=after)
+
+    check(bench, mutant, crashes, seen)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "first", "after", "then_after", "seen"),
+    [
+        (mutants.no_sync_of_the_tail_before_it_is_adopted, Kind.KILL, writes_output, syncs, "is shorter than it was"),
+        (mutants.no_sync_of_a_name_that_is_found, Kind.KILL, makes_output, syncs, "is gone"),
+        (mutants.no_closing_commit_where_nothing_changed, Kind.FAILED_SYNC, writes, is_accepted, PAID_AGAIN),
+        (mutants.no_checkpoint_after_the_closing_commit, Kind.FAILED_SYNC, writes, is_accepted, PAID_AGAIN),
+    ],
+    ids=name_of,
+)
+def test_a_second_crash_shows_that_there_is(
+    bench: Bench, mutant: Mutant, first: Kind, after: Where, then_after: Where, seen: str
+) -> None:
+    def crashes() -> Iterator[Crash]:
+        for crash in bench.record().crashes(first, after=after):
+            yield from bench.record(crash).crashes(Kind.DROP, after=then_after)
+
+    check(bench, mutant, crashes, seen)
+
+
+def check(bench: Bench, mutant: Mutant, crashes: Callable[[], Iterator[Crash]], seen: str) -> None:
+    """The product as it is passes the very crashes of which one is too much for the mutant."""
+    judge_all(bench, crashes())
+    with mutant(), pytest.raises(Violation, match=seen):
+        judge_all(bench, crashes())
