@@ -76,6 +76,8 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
 def close_job(config: JobConfig, recovered: Recovered, code: int, problem: BatchrunError | None) -> None:
     """Bring the failures file in step, say how the run ended, and empty the ledger's log."""
     write_failures(recovered.ledger, recovered.source, config.paths)
+    if problem is None:
+        recovered.results.check_is_ours()
     with recovered.ledger.transaction():
         recovered.ledger.end_run(recovered.run_id, code, time.time(), problem)
     recovered.ledger.checkpoint()

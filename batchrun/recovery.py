@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -28,6 +29,7 @@ from batchrun.storage.jobdir import AlreadyRunning, JobDir, JobPaths
 from batchrun.storage.ledger import Ledger, Row, Written
 from batchrun.storage.results import Results, full_disk, lines_of
 
+MARKS_OF_A_RESULT = frozenset({"operation_id", "line", "provider", "attempt", "maybe_paid"})
 SUBMISSIONS_KEPT_S = 2 * 3600
 
 
@@ -213,6 +215,7 @@ def close_the_books(ledger: Ledger, results: Results | None, jobdir: JobDir, con
     if results is not None:
         start = ledger.job().out_committed
         kept, end = walk_tail(ledger, results, start)
+        refuse_unknown_answers(ledger, results, end)
         if results.size() > start:
             cut = _mend(results, start, end, jobdir, now)
     with ledger.transaction():
@@ -256,31 +259,45 @@ def walk_tail(ledger: Ledger, results: Results, start: int) -> tuple[list[Kept],
 
 
 def _adoptable(ledger: Ledger, data: bytes, offset: int) -> Kept | None:
-    """The line, if it belongs to an OPEN operation of this ledger.
-
-    Raises:
-        InputProblem: it is a whole result that this ledger knows nothing of: the output is newer than the ledger, or
-            another job's. Sending its record again would pay twice in silence.
-    """
-    if not data.endswith(b"\n"):
+    """The line, if it is whole and belongs to an OPEN operation of this ledger."""
+    result = _result(data)
+    try:
+        line, usage = result["line"], result["usage"]
+        tokens = usage["input_tokens"], usage["output_tokens"]
+    except (KeyError, TypeError):
         return None
+    if not data.endswith(b"\n") or not all(value is None or isinstance(value, int) for value in tokens):
+        return None
+    row = ledger.row_of_operation(result["operation_id"])
+    if row is None or row.state is not State.OPEN or row.place.line != line:
+        return None
+    return (
+        Kept(row, Results.place(data, offset), Usage(*tokens)) if row.operation_id == result["operation_id"] else None
+    )
+
+
+def refuse_unknown_answers(ledger: Ledger, results: Results, start: int) -> None:
+    """What is about to be cut must not hold an answer of an operation that this ledger never saw.
+
+    Then the ledger is older than the output, or another job's, and sending those records again would pay twice in
+    silence.
+    """
+    for _, data in lines_of(results.fd, start):
+        result = _result(data)
+        if result.keys() >= MARKS_OF_A_RESULT and ledger.row_of_operation(result["operation_id"]) is None:
+            raise InputProblem(
+                f"{results.path} holds answers that its ledger {ledger.path} does not know",
+                remedy="the ledger is older, or another job's; restore the right one, or choose another -o",
+            )
+
+
+def _result(data: bytes) -> dict[str, Any]:
+    """The result in a line, empty if it is none."""
     try:
         result = orjson.loads(data)
-        operation_id, line, usage = result["operation_id"], result["line"], result["usage"]
-        tokens = usage["input_tokens"], usage["output_tokens"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return None
-    if not isinstance(operation_id, str) or not all(value is None or isinstance(value, int) for value in tokens):
-        return None
-    row = ledger.row_of_operation(operation_id)
-    if row is None:
-        raise InputProblem(
-            f"the output holds answers that its ledger {ledger.path} does not know",
-            remedy="the ledger is older than the output, or another job's; restore the right one, or choose another -o",
-        )
-    if row.state is not State.OPEN or row.operation_id != operation_id or row.place.line != line:
-        return None
-    return Kept(row, Results.place(data, offset), Usage(*tokens))
+    except orjson.JSONDecodeError:
+        return {}
+    return result if isinstance(result, dict) and isinstance(result.get("operation_id"), str) else {}
 
 
 # --- 5: the settings ---

@@ -220,5 +220,5 @@ def _refused_credentials(reply: Refused) -> CredentialsRefused:
 def _refused_request(reply: Refused) -> UsageProblem:
     return UsageProblem(
         f"the service refused the first {ALIKE_AT_THE_START} requests alike ({reply.status}: {reply.message})",
-        remedy="see to --model, YC_FOLDER_ID and --endpoint, then run again; nothing was accepted",
+        remedy="see to --model, YC_FOLDER_ID and --endpoint, then run again; this run got nothing accepted",
     )

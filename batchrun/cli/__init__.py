@@ -12,7 +12,7 @@ import click
 
 import batchrun
 from batchrun.cli.report import report_bug, report_problem, say
-from batchrun.errors import USAGE, BatchrunError
+from batchrun.errors import DISK, USAGE, BatchrunError
 from batchrun.log import keep_secret, redact
 
 VERBS = {
@@ -119,6 +119,10 @@ def _exit_code() -> int | str | None:
         return report_problem(problem)
     except BrokenPipeError:  # of `status | head`: the reader has seen enough
         return 0
+    except OSError as error:
+        say(f"error: {redact(str(error.filename or 'the output'))}: {os.strerror(error.errno or 0)}")
+        say("  see to the disk or the file, then run the same command")
+        return DISK
     except Exception as bug:
         return report_bug(bug)
     return 0

@@ -69,7 +69,7 @@ class Rate(click.FloatRange):
     """A number of requests per second that a clock can keep."""
 
     def __init__(self) -> None:
-        super().__init__(min=0, max=100_000, min_open=True)
+        super().__init__(min=0.001, max=100_000)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         rate = super().convert(value, param, ctx)
@@ -266,10 +266,11 @@ def refuse_strange_text(options: dict[str, Any]) -> None:
     if options["temperature"] is not None and math.isnan(options["temperature"]):
         raise UsageProblem("--temperature is not a number", remedy="give one from 0 to 1")
     log = options["log_file"]
-    if log is not None and any(
-        log.exists() and path.exists() and log.samefile(path) for path in (options["input"], options["output"])
-    ):
-        raise UsageProblem(f"{log} is the input or the output", remedy="choose another --log-file")
+    if log is not None:
+        paths = JobPaths.of(options["output"], options["state_dir"])
+        taken = {path.resolve() for path in (options["input"], paths.output, paths.failures)}
+        if log.resolve() in taken or paths.state.resolve() in log.resolve().parents or log.is_fifo():
+            raise UsageProblem(f"{log} cannot be the log: it is a file of the job, or a pipe", remedy="choose another")
 
 
 def refuse_unknown_settings(environ: Mapping[str, str]) -> None:

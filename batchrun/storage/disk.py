@@ -41,7 +41,7 @@ class Disk:
             await asyncio.sleep(LOOK_EVERY_S)
 
     def _look(self) -> int:
-        return min(_free_bytes(str(self._paths.state)), _free_bytes(str(self._paths.output)))
+        return min(_free_bytes(str(self._paths.ledger)), _free_bytes(str(self._paths.output)))
 
 
 def _free_bytes(path: str) -> int:

@@ -95,6 +95,10 @@ class JobDir:
         if not os.path.exists(paths.lock) or not os.path.samestat(os.fstat(fd), os.stat(paths.lock)):
             os.close(fd)  # discarded between open and lock
             raise AlreadyRunning(paths.output, {})
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            os.close(fd)
+            raise DiskProblem(f"{paths.lock} is not a plain file of one name", remedy="move it away")
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "started_at": int(time.time())}
         try:
             os.ftruncate(fd, 0)

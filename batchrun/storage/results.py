@@ -103,10 +103,7 @@ class Results:
             OSError: nothing may be believed about the bytes after ``end``; the next start looks at them.
             InputProblem: somebody else changed the file, or put another in its place.
         """
-        ours = os.fstat(self.fd)
-        if ours.st_size != self.end or not os.path.samestat(ours, os.stat(self.path)):
-            remedy = "put it back as it was and run again; no other program may write to it meanwhile"
-            raise InputProblem(f"{self.path} was changed or replaced during the run", remedy=remedy)
+        self.check_is_ours()
         places = []
         at = self.end
         for line in lines:
@@ -116,6 +113,13 @@ class Results:
         sync(self.fd)
         self.end = at
         return places
+
+    def check_is_ours(self) -> None:
+        """Raise InputProblem if somebody else changed the file, or put another in its place."""
+        ours = os.fstat(self.fd)
+        if ours.st_size != self.end or not os.path.samestat(ours, os.stat(self.path)):
+            remedy = "put it back as it was and run again; no other program may write to it meanwhile"
+            raise InputProblem(f"{self.path} was changed or replaced during the run", remedy=remedy)
 
     def matches(self, written: Written) -> bool:
         """Whether the bytes at this place are still those that were written."""

@@ -134,6 +134,7 @@ GARBAGE = {
     "no operation": b'{"line": 6, "usage": {"input_tokens": 1, "output_tokens": 1}}\n',
     "no usage": b'{"line": 6, "operation_id": "op000006"}\n',
     "usage of nothing": answer_to(6, usage=None),
+    "JSON of another program": answer_to(6, "an-operation-of-its-own"),
     "a constant that is no JSON": b'{"line": 6, "operation_id": "op000006", "usage": NaN}\n',
     "another record's operation": answer_to(6, operation_of(5)),
     "an operation that is done": answer_to(1),
@@ -196,9 +197,12 @@ def test_a_line_is_kept_once_and_the_walk_ends_where_it_is_repeated(lines: list[
 # --- single rows ---
 
 
-def test_an_answer_that_the_ledger_does_not_know_stops_the_run_and_nothing_is_touched() -> None:
+@pytest.mark.parametrize(
+    "between", [b"", b'{"torn\n', bytes(7) + b"\n"], ids=["at once", "behind a torn line", "behind zeros"]
+)
+def test_an_answer_that_the_ledger_does_not_know_stops_the_run_and_nothing_is_touched(between: bytes) -> None:
     """An older ledger, or another job's: to put the line aside would mean to pay for it again in silence."""
-    tail = TAIL[0] + answer_to(6, "op-of-another-job")
+    tail = TAIL[0] + between + answer_to(6, "op-of-another-job", provider="yandex", attempt=1, maybe_paid=0)
     with wreck(tail) as job:
         before = job.output()
         with pytest.raises(InputProblem, match="does not know"):
