@@ -138,17 +138,17 @@ async def work(
                 polling = stages.create_task(
                     tracker.run(answers, 2 * config.concurrency, until=sending), name="tracker"
                 )
-                helpers = [
+                watchers = [
                     stages.create_task(end_well(stop, records, backlog, tracker, sending, polling), name="end_well"),
                     stages.create_task(disk.watch(stop, lambda: not len(tracker)), name="disk"),
                 ]
                 if screen is not None:
                     shown = Progress(source.records, backlog, tracker, submitter, stop)
-                    helpers.append(stages.create_task(screen(shown), name="screen"))
+                    watchers.append(stages.create_task(screen(shown), name="screen"))
                 await writer.run(answers)
                 await asyncio.wait([reading, sending, polling])
-                for helper in helpers:
-                    helper.cancel()
+                for watcher in watchers:
+                    watcher.cancel()
     return stop.error
 
 
