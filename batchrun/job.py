@@ -76,8 +76,6 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
 def close_job(config: JobConfig, recovered: Recovered, code: int, problem: BatchrunError | None) -> None:
     """Bring the failures file in step, say how the run ended, and empty the ledger's log."""
     write_failures(recovered.ledger, recovered.source, config.paths)
-    if problem is None:
-        recovered.results.check_is_ours()
     with recovered.ledger.transaction():
         recovered.ledger.end_run(recovered.run_id, code, time.time(), problem)
     recovered.ledger.checkpoint()
@@ -149,6 +147,8 @@ async def work(
                 await asyncio.wait([reading, sending, polling])
                 for watcher in watchers:
                     watcher.cancel()
+    if stop.error is None:
+        recovered.results.check_is_ours()  # the last append may be long ago
     return stop.error
 
 

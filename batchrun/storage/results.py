@@ -117,7 +117,11 @@ class Results:
     def check_is_ours(self) -> None:
         """Raise InputProblem if somebody else changed the file, or put another in its place."""
         ours = os.fstat(self.fd)
-        if ours.st_size != self.end or not os.path.samestat(ours, os.stat(self.path)):
+        try:
+            is_named = os.path.samestat(ours, os.stat(self.path))
+        except FileNotFoundError:
+            is_named = False
+        if ours.st_size != self.end or not is_named:
             remedy = "put it back as it was and run again; no other program may write to it meanwhile"
             raise InputProblem(f"{self.path} was changed or replaced during the run", remedy=remedy)
 

@@ -110,3 +110,17 @@ def test_an_output_that_goes_away_during_a_run_ends_it_in_words(bench: Bench) ->
     assert "out.jsonl is gone" in ran.stderr
     assert bench.run().exit_code == 3
     assert set(bench.emulator.submissions.values()) == {1}
+
+
+def test_an_output_replaced_when_only_failures_are_to_come_is_noticed_at_the_end(bench: Bench) -> None:
+    """Fails if the output is looked at before an append only: the paid answers would be in a file without a name."""
+    bench.records("a", "b")
+    bench.emulator.change(rules=[{"text": "b", "fail": 1, "fail_code": 3, "p50": 4, "p99": 4}])
+    running = bench.start_until(done=1, open=1)
+    bench.output.rename(bench.folder / "moved.jsonl")
+    bench.output.touch()
+    ran = running.wait()
+    assert ran.exit_code == 3
+    assert "changed or replaced during the run" in ran.stderr
+    assert bench.states() == {"done": 1, "failed": 1}
+    assert set(bench.emulator.submissions.values()) == {1}
