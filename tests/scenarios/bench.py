@@ -68,6 +68,7 @@ class Running:
         captured: Path,
         ignore: tuple[int, ...] = (),
         shown_on: int | None = None,
+        before: Callable[[], None] | None = None,
     ) -> None:
         self._captured = captured
         self._began_at = time.monotonic()
@@ -79,7 +80,7 @@ class Running:
                 stdin=subprocess.DEVNULL,
                 stdout=out if shown_on is None else shown_on,
                 stderr=err if shown_on is None else shown_on,
-                preexec_fn=lambda: _reset_signals(ignore),
+                preexec_fn=lambda: _get_ready(ignore, before),
             )
 
     @property
@@ -111,8 +112,10 @@ class Running:
         return self.wait()
 
 
-def _reset_signals(ignore: tuple[int, ...]) -> None:
+def _get_ready(ignore: tuple[int, ...], before: Callable[[], None] | None) -> None:
     """A run starts with the signals of an interactive shell, however the tests were started."""
+    if before is not None:
+        before()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN if number in ignore else signal.SIG_DFL)
 
@@ -123,6 +126,7 @@ class Bench:
     def __init__(self, folder: Path, emulator: Emulator, name: str) -> None:
         self.folder = folder
         self.emulator = emulator
+        self.endpoint = emulator.url
         self.cloud_folder = "b1g" + hashlib.sha256(name.encode()).hexdigest()[:17]
         self.input = folder / "in.jsonl"
         self.output = folder / "out.jsonl"
@@ -152,13 +156,13 @@ class Bench:
 
     # --- runs ---
 
-    def start(self, *options: str, ignore: tuple[int, ...] = ()) -> Running:
-        """Start ``batchrun in.jsonl -o out.jsonl`` with these options."""
+    def start(self, *options: str, **surroundings: Any) -> Running:
+        """Start ``batchrun in.jsonl -o out.jsonl`` with these options, in such surroundings (see ``spawn``)."""
         self._options = options
-        return self.spawn(*self.command(*options), ignore=ignore)
+        return self.spawn(*self.command(*options), **surroundings)
 
     def command(self, *options: str) -> list[str]:
-        where = () if "--provider" in options else ("--endpoint", self.emulator.url)
+        where = () if "--provider" in options else ("--endpoint", self.endpoint)
         return ["in.jsonl", "-o", "out.jsonl", *where, *FAST, *options]
 
     def spawn(
@@ -167,29 +171,36 @@ class Bench:
         env: dict[str, str] | None = None,
         ignore: tuple[int, ...] = (),
         python: tuple[str, ...] = (),
+        program: tuple[str, ...] = ("-m", "batchrun"),
+        within: tuple[str, ...] = (),
         shown_on: int | None = None,
+        before: Callable[[], None] | None = None,
     ) -> Running:
         """Start any batchrun command.
 
         Args:
             ignore: Signals it inherits as ignored.
             python: Options for the interpreter.
+            program: What the interpreter runs: batchrun, or a script that changes its surroundings and then runs it.
+            within: A command that runs the interpreter, as ``unshare`` does.
             shown_on: A terminal or pipe for what it prints, instead of files.
+            before: Done in the new process just before it becomes the command: limits, another user.
         """
         running = Running(
-            [sys.executable, *python, "-m", "batchrun", *words],
+            [*within, sys.executable, *python, *program, *words],
             cwd=self.folder,
             env=self.environment if env is None else env,
             captured=self._captured / str(len(self._runs)),
             ignore=ignore,
             shown_on=shown_on,
+            before=before,
         )
         self._runs.append(running)
         return running
 
-    def run(self, *options: str) -> Ran:
+    def run(self, *options: str, **surroundings: Any) -> Ran:
         """Run the job to its end."""
-        return self.start(*options).wait()
+        return self.start(*options, **surroundings).wait()
 
     def resume(self) -> Ran:
         """The same command again."""
