@@ -131,7 +131,8 @@ class JobDir:
     def put_aside(self, now: float) -> str:
         """Rename output, failures and state directory, all with one dated suffix; returns the suffix.
 
-        The state directory goes last: until then the next start sees a job whose output is gone, and says so.
+        The state directory goes last: until then the next start sees a job whose output is gone, and says so. The names
+        are durable when those of the new job are, which is before anything is sent.
         """
         suffix = datetime.fromtimestamp(now).strftime(".%Y%m%dT%H%M%S")
         while any(os.path.lexists(f"{path}{suffix}") for path in self._all()):
@@ -139,7 +140,6 @@ class JobDir:
         for path in self._all():
             if os.path.lexists(path):
                 os.rename(path, f"{path}{suffix}")
-                sync_directory(path.parent)
         return suffix
 
     def _all(self) -> tuple[Path, ...]:

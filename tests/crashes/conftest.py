@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import credentials_below
 from tests.crashes.job import Bench
 from tests.crashes.sqlite_files import CannotWatch, find_file_layer
 
@@ -27,3 +28,5 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     where = IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else tmp_path
     with tempfile.TemporaryDirectory(dir=where) as folder:
         yield Bench(Path(folder))
+        found = credentials_below(Path(folder))
+        assert not found, f"credentials stand in {found}"

@@ -17,8 +17,8 @@ from unittest.mock import patch
 
 from batchrun import job as product
 from batchrun.config import JobConfig
-from batchrun.errors import DISK, BatchrunError
-from batchrun.record import Settings
+from batchrun.errors import DISK, BatchrunError, InputProblem
+from batchrun.record import OnAmbiguous, Settings
 from batchrun.storage.jobdir import JobPaths, is_locked
 from batchrun.storage.ledger import Ledger
 from batchrun.summary import Summary
@@ -30,8 +30,8 @@ from tests.crashes.service import FAILING, RECORDS, Clock, Service
 INPUT, OUTPUT, FAILURES = "in.jsonl", "out.jsonl", "out.errors.ndjson"
 ELSEWHERE = "elsewhere"  # the state's own folder: the syncs of one folder must not stand in for those of another
 GIVEN = (INPUT, ELSEWHERE)
-CREDENTIALS = {"YC_API_KEY": "a-key", "YC_FOLDER_ID": "b1g"}
-SOME_FAILED = 1
+CREDENTIALS = {"YC_API_KEY": "crashes-key-that-nobody-may-see", "YC_FOLDER_ID": "b1g0c0a5e5c0a5e5c0a5"}
+SOME_FAILED, SOME_HELD = 1, 4
 HARMLESS = Failed(f"{ELSEWHERE}/state/ledger.db-wal", Call.UNLINK)  # SQLite has emptied it, and opens it again
 
 
@@ -113,6 +113,8 @@ class Recording:
 class Bench:
     """The folder of the job. Its input stays where it is: a resumed run shall know it again."""
 
+    on_ambiguous: OnAmbiguous = "resubmit"
+
     def __init__(self, folder: Path) -> None:
         self.folder = Path(os.path.realpath(folder))
         lines = (json.dumps({"id": record, "prompt": record}) + "\n" for record in RECORDS)
@@ -120,7 +122,7 @@ class Bench:
         (self.folder / ELSEWHERE).mkdir(exist_ok=True)
         self.paths = JobPaths.of(self.folder / OUTPUT, self.folder / ELSEWHERE / "state")
 
-    def record(self, start: Crash = NOTHING) -> Recording:
+    def record(self, start: Crash = NOTHING, *, new_run: bool = False) -> Recording:
         """Run to the end from there, and write down everything it does.
 
         Raises:
@@ -129,7 +131,7 @@ class Bench:
         recorder = Recorder(self.folder)
         self._lay_out(start)
         with recorder.watching(), _told(start.story):
-            self._run(Service(start.accepted, recorder.note))
+            self._run(Service(start.accepted, recorder.note), new_run=new_run)
         return Recording(start, recorder.events)
 
     def record_refused(self, call: Call, number: int) -> Recording | None:
@@ -165,6 +167,26 @@ class Bench:
             summary = self._run(service)
             self._check(crash, service, summary)
 
+    def judge_new_run(self, crash: Crash, old: Crash) -> None:
+        """Go on after a crash in a run that was to put the old job aside: by the plain command, or if that refuses,
+        by the same one again.
+
+        Raises:
+            Violation: the old results are nowhere, or one of the new ones is lost, doubled or paid for unseen.
+        """
+        self._lay_out(crash)
+        service = Service(crash.accepted)
+        with _told(crash.story):
+            try:
+                summary = self._run(service)
+            except InputProblem:
+                assert len(service.accepted) == len(old.accepted), "something was sent before the old job was aside"
+                summary = self._run(service, new_run=True)
+            service.accepted = service.accepted[len(old.accepted) :]
+            self._check_job(service, summary)
+            kept = [path.read_bytes() for path in self.folder.glob(f"{OUTPUT}*") if path.is_file()]
+            assert old.output() in kept, "the old results are nowhere"
+
     def found(self) -> dict[str, bytes | None]:
         """What is really there, while no run is at work."""
         return found_in(self.folder, without=GIVEN)
@@ -174,7 +196,7 @@ class Bench:
     def _lay_out(self, crash: Crash) -> None:
         crash.disk.put_into(self.folder, keep=GIVEN)
 
-    def _run(self, service: Service) -> Summary:
+    def _run(self, service: Service, *, new_run: bool = False) -> Summary:
         config = JobConfig(
             self.folder / INPUT,
             self.paths,
@@ -183,6 +205,8 @@ class Bench:
             read_rps=1000.0,
             rph=1_000_000,
             concurrency=2,
+            on_ambiguous=self.on_ambiguous,
+            new_run=new_run,
         )
         with _served_by(service):
             return product.run(config, CREDENTIALS)
@@ -190,21 +214,27 @@ class Bench:
     # --- judging ---
 
     def _check(self, crash: Crash, service: Service, summary: Summary) -> None:
-        assert (summary.problem, summary.exit_code) == (None, SOME_FAILED)
+        self._check_job(service, summary)
+        self._check_lines_kept(crash, service)
+        self._check_quarantine(crash)
+
+    def _check_job(self, service: Service, summary: Summary) -> None:
+        holds = self.on_ambiguous == "hold"
+        assert (summary.problem, summary.exit_code) == (None, SOME_HELD if holds else SOME_FAILED)
         self._check_everything_let_go()
         results = _json_lines(self.folder / OUTPUT)
         failures = _json_lines(self.folder / FAILURES)
         found = Counter(line["id"] for line in results + failures)
         assert found == Counter(RECORDS), f"lost or doubled: {found}"
-        assert [line["id"] for line in failures] == [FAILING]
+        unwell = {line["id"] for line in failures if line["error"]["kind"] != "held"}
+        assert unwell <= {FAILING} if holds else unwell == {FAILING} and len(failures) == 1
         with closing(Ledger.read_only(self.paths.ledger)) as ledger:
             findings = verify(ledger, self.folder / INPUT, self.folder / OUTPUT)
             flagged = {row.id: row.history.maybe_paid for row in ledger.rows_by_line(1, len(RECORDS)).values()}
         assert not findings.named
         for record, payments in service.payments.items():
             assert payments - 1 <= flagged[record], f"{record}: paid {payments} times, flagged {flagged[record]}"
-        self._check_lines_kept(crash, service)
-        self._check_quarantine(crash)
+            assert payments == 1 or not holds, f"{record}: paid {payments} times"
 
     def _check_lines_kept(self, crash: Crash, service: Service) -> None:
         """A whole line that was in the output is still there, and its answer was not asked for again."""

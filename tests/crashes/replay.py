@@ -99,10 +99,13 @@ def is_of_ledger(path: str) -> bool:
 
 @dataclass(slots=True)
 class Disk:
-    """Names and files. A directory is a name without a file. ``durable_names`` are those a power cut leaves."""
+    """Names and files. A directory is a name without a file. ``durable_names`` are those a power cut leaves;
+    ``moved`` are directories that have their old name there, and so have all names below them.
+    """
 
     names: dict[str, File | None] = field(default_factory=dict)
     durable_names: dict[str, File | None] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def after(cls, events: Iterable[Event], start: Disk | None = None) -> Self:
@@ -132,7 +135,9 @@ class Disk:
                 if (file := self.names.get(path)) is not None:
                     file.fail_sync()
             case Rename(path, to):
-                self.names[to] = self.names.pop(path)
+                _move(self.names, path, to)
+                if self.names[to] is None:
+                    self.moved[path] = to
             case Unlink(path):
                 del self.names[path]
 
@@ -171,7 +176,7 @@ class Disk:
             (path, file and (file.visible, file.durable, file.unsynced))
             for names in (self.names, self.durable_names)
             for path, file in sorted(names.items())
-        )
+        ) + tuple(self.moved.items())
 
     def put_into(self, folder: Path, *, keep: Collection[str]) -> None:
         """Make the folder look like this. ``keep`` are names that stay as they are."""
@@ -191,6 +196,8 @@ class Disk:
         return file
 
     def _sync_names(self, directory: str) -> None:
+        for path in [path for path in self.moved if _parent(path) == directory]:
+            _move(self.durable_names, path, self.moved.pop(path))
         for names in (self.durable_names, self.names):
             for path in [path for path in names if _parent(path) == directory]:
                 if path in self.names:
@@ -203,14 +210,20 @@ class Disk:
         parent = _parent(path)
         return parent not in self.names or (parent in self.durable_names and self._is_reachable(parent))
 
-    def _copied(self) -> tuple[dict[str, File | None], dict[str, File | None]]:
-        """Copies of both, in which a file of two names is still one file."""
+    def _copied(self) -> tuple[dict[str, File | None], dict[str, File | None], dict[str, str]]:
+        """Copies of the names, in which a file of two names is still one file."""
         files = {id(file): file.copy() for names in (self.names, self.durable_names) for file in names.values() if file}
         names, durable_names = (
             {path: file and files[id(file)] for path, file in names.items()}
             for names in (self.names, self.durable_names)
         )
-        return names, durable_names
+        return names, durable_names, dict(self.moved)
+
+
+def _move(names: dict[str, File | None], path: str, to: str) -> None:
+    """Rename, with everything below."""
+    for name in [name for name in names if name == path or name.startswith(f"{path}/")]:
+        names[to + name.removeprefix(path)] = names.pop(name)
 
 
 def _left(path: str, file: File, kind: Kind) -> bytes:

@@ -49,6 +49,12 @@ def resumed(bench: Bench) -> Recording:
     return bench.record(torn)
 
 
+def holding(bench: Bench) -> Recording:
+    """The first run of a job that never sends again what is in doubt."""
+    bench.on_ambiguous = "hold"
+    return bench.record()
+
+
 EVERY_KIND = pytest.mark.parametrize("kind", list(Kind))
 EITHER_RUN = pytest.mark.parametrize("run", [straight, resumed])
 
@@ -61,21 +67,34 @@ def test_a_run_that_nothing_ends_early_is_a_job_well_done(bench: Bench) -> None:
 @EITHER_RUN
 @EVERY_KIND
 def test_a_crash_anywhere_costs_nothing(bench: Bench, run: Run, kind: Kind) -> None:
-    judge_all(bench, run(bench).crashes(kind))
+    judge_all(run(bench).crashes(kind), bench.judge)
+
+
+@pytest.mark.parametrize("kind", list(Kind) if EVERY_ONE else [Kind.KILL, Kind.DROP])
+def test_a_crash_anywhere_makes_a_run_that_holds_pay_for_nothing_twice(bench: Bench, kind: Kind) -> None:
+    """Fails if ``after_crash`` does not look at the policy."""
+    judge_all(holding(bench).crashes(kind), bench.judge)
+
+
+@pytest.mark.parametrize("kind", list(Kind) if EVERY_ONE else [Kind.KILL, Kind.DROP])
+def test_a_crash_anywhere_in_a_new_run_loses_neither_the_old_job_nor_the_new_one(bench: Bench, kind: Kind) -> None:
+    """Fails if ``put_aside`` leaves the state where it is."""
+    *_, old = bench.record().crashes(Kind.KILL)
+    judge_all(bench.record(old, new_run=True).crashes(kind), lambda crash: bench.judge_new_run(crash, old))
 
 
 @EITHER_RUN
 def test_a_power_cut_after_a_kill_that_left_a_new_name_costs_nothing(bench: Bench, run: Run) -> None:
     """Fails if a name that is there already is taken for one that is durable."""
     for first in run(bench).crashes(Kind.KILL, after=changes_names):
-        judge_all(bench, bench.record(first).crashes(Kind.DROP))
+        judge_all(bench.record(first).crashes(Kind.DROP), bench.judge)
 
 
 @EITHER_RUN
 def test_a_power_cut_after_a_kill_at_a_failed_sync_costs_nothing(bench: Bench, run: Run) -> None:
     """Fails if bytes that are there already are not written anew before they are relied on."""
     for first in run(bench).crashes(Kind.FAILED_SYNC):
-        judge_all(bench, bench.record(first).crashes(Kind.DROP, after=is_relied_on))
+        judge_all(bench.record(first).crashes(Kind.DROP, after=is_relied_on), bench.judge)
 
 
 @EITHER_RUN
@@ -85,12 +104,12 @@ def test_a_second_crash_anywhere_costs_nothing(bench: Bench, run: Run, part: int
     for number, first in enumerate(run(bench).crashes(*Kind)):
         if number % PARTS == part and chance.random() < FIRST_SHARE:
             second = bench.record(first).crashes(Kind.KILL, Kind.DROP)
-            judge_all(bench, (crash for crash in second if chance.random() < SECOND_SHARE))
+            judge_all((crash for crash in second if chance.random() < SECOND_SHARE), bench.judge)
 
 
-def judge_all(bench: Bench, crashes: Iterator[Crash]) -> None:
+def judge_all(crashes: Iterator[Crash], judge: Callable[[Crash], None]) -> None:
     judged = 0
     for crash in crashes:
-        bench.judge(crash)
+        judge(crash)
         judged += 1
     print(f"{judged} crashes")

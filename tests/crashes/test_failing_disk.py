@@ -28,10 +28,10 @@ def failed_runs(bench: Bench, call: Call) -> Iterator[Recording]:
 @pytest.mark.parametrize("call", list(Call))
 def test_a_run_ends_with_the_first_call_that_fails_and_a_crash_after_it_costs_nothing(bench: Bench, call: Call) -> None:
     for failed in failed_runs(bench, call):
-        judge_all(bench, failed.crashes(Kind.KILL, Kind.DROP, since=Failed))
+        judge_all(failed.crashes(Kind.KILL, Kind.DROP, since=Failed), bench.judge)
 
 
 def test_a_power_cut_in_the_run_after_a_failed_sync_costs_nothing(bench: Bench) -> None:
     for failed in failed_runs(bench, Call.SYNC):
         *_, end = failed.crashes(Kind.KILL)
-        judge_all(bench, bench.record(end).crashes(Kind.DROP, after=is_accepted))
+        judge_all(bench.record(end).crashes(Kind.DROP, after=is_accepted), bench.judge)

@@ -79,6 +79,6 @@ def test_a_second_crash_shows_that_there_is(
 
 def check(bench: Bench, mutant: Mutant, crashes: Callable[[], Iterator[Crash]], seen: str) -> None:
     """The product as it is passes the very crashes of which one is too much for the mutant."""
-    judge_all(bench, crashes())
+    judge_all(crashes(), bench.judge)
     with mutant(), pytest.raises(Violation, match=seen):
-        judge_all(bench, crashes())
+        judge_all(crashes(), bench.judge)
