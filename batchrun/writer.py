@@ -125,9 +125,7 @@ def _replace_failures(ledger: Ledger, source: Source, paths: JobPaths) -> None:
     lines = _failure_lines(ledger, source)
     first = next(lines, None)
     if first is None:
-        if paths.failures.exists():
-            paths.failures.unlink()
-            sync_directory(paths.failures.parent)
+        paths.failures.unlink(missing_ok=True)
         return
     temporary = paths.failures.with_name(f".{paths.failures.name}.new")
     temporary.unlink(missing_ok=True)  # of a run that was killed here

@@ -109,14 +109,16 @@ class JobDir:
         return cls(paths, fd, was_made=was_made)
 
     def make_ledger_file(self) -> Path:
-        """The ledger's file, with its mode before SQLite writes to it (its log inherits the mode)."""
+        """The ledger's file, with its mode before SQLite writes to it (its log inherits the mode).
+
+        Its name is durable with the first commit: SQLite syncs the directory together with the log.
+        """
         path = self.paths.ledger
         for name in (path, path.with_name("ledger.db-wal"), path.with_name("ledger.db-shm")):
             if os.path.lexists(name) and not stat.S_ISREG(os.lstat(name).st_mode):
                 raise DiskProblem(f"`{name}` is not a plain file", remedy="move it away")
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-            sync_directory(self.paths.state)
         except OSError as error:
             raise _cannot(path, error) from error
         return path
