@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import resource
 import sys
 from importlib import import_module
 
@@ -85,7 +86,9 @@ def cli() -> None:
 
 def main() -> None:
     """The console script."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the key and the prompts
     logging.raiseExceptions = False  # a log that cannot be written is no reason to say so on the screen
+    logging.getLogger().addHandler(logging.NullHandler())  # else warnings of libraries go to stderr as they are
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed before the start
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  it stays open as long as the process

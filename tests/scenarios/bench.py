@@ -362,4 +362,4 @@ def _prompt(line: bytes) -> str:
         parsed = json.loads(line)
     except ValueError:
         return ""
-    return parsed if isinstance(parsed, str) else str(parsed.get("prompt", ""))
+    return str(parsed.get("prompt", "")) if isinstance(parsed, dict) else str(parsed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 
 import pytest
@@ -9,6 +11,126 @@ import pytest
 from tests.scenarios.bench import Bench, record
 
 GOOD = record("good")
+DEEP = b'{"prompt": "deep", "x": ' + b"[" * 64 + b"]" * 64 + b"}"
+BAD_LINES = {
+    b"\xef\xbb\xbf" + record("bom").encode(): "byte order mark",
+    b'{"prompt": "\xff"}': "not UTF-8: wrong byte 0xff at byte 13",
+    b'{"prompt": "\xc0\xaf"}': "not UTF-8: wrong byte 0xc0 at byte 13",
+    b'{"prompt": "\xed\xa0\x80"}': "not UTF-8: wrong byte 0xed at byte 13",
+    rb'{"prompt": "\ud800"}': r"half of a \ud800-\udfff pair",
+    b'{"prompt": "a\x00"}': "a raw control character",
+    b'{"prompt": "a\tb"}': "a raw tab",
+    b'{"prompt": "a", "x": NaN}': "NaN",
+    b'{"prompt": "a", "x": 1e999}': "a number is too large",
+    b'{"prompt": "a", "x": 18446744073709551616}': "an integer is over 64 bits",
+    b'{"prompt": "a", "prompt": "b"}': "'prompt' is given twice",
+    DEEP: "nested deeper than 64 levels",
+    b'"' + b"a" * (4 << 20) + b'"': "longer than 4 MiB",
+    b'["a"]': "a record is an object",
+    b'{"prompt": "a"} {"prompt": "b"}': "more than one value on the line",
+    b'{"prompt": "a",}': "a comma before the closing bracket",
+    b"{'prompt': 'a'}": "single quotes",
+    b'{"sku": 1}': "no prompt; fields here: sku",
+    b'{"prompt": "a", "messages": []}': "both prompt and messages",
+    b'{"prompt": " "}': "prompt is empty",
+    b'{"messages": [{"role": "robot", "text": "a"}]}': "role must be system, user or assistant",
+    b'{"messages": []}': "messages must be a list of at least one message",
+    b'{"prompt": "a", "temprature": 0}': "did you mean 'temperature'?",
+    b'{"prompt": "a", "temperature": 2}': "temperature must be a number from 0 to 1",
+    b'{"prompt": "a", "max_tokens": 0}': "max_tokens must be an integer above 0",
+    b'{"prompt": "a", "id": 1.5}': "id must be a text or an integer",
+    b'{"prompt": "a", "id": "' + b"i" * 257 + b'"}': "id must have 1 to 256 bytes",
+}
+MOST_BAD_LINES = 10
+
+
+@pytest.mark.parametrize("first", range(0, len(BAD_LINES), MOST_BAD_LINES))
+def test_a_bad_line_fails_alone_and_costs_nothing(bench: Bench, first: int) -> None:
+    """Fails if ``parse`` lets one of them pass, or if the reader sends what the check found bad."""
+    bad = dict(list(BAD_LINES.items())[first : first + MOST_BAD_LINES])
+    lines = [record("before").encode(), *bad, record("after").encode()]
+    bench.input.write_bytes(b"".join(line + b"\n" for line in lines))
+    assert bench.run().exit_code == 1
+    assert bench.emulator.submissions == {"before": 1, "after": 1}
+    assert bench.result_ids() == {"before", "after"}
+    told = {failure["line"]: failure["error"] for failure in bench.failures()}
+    assert {error["kind"] for error in told.values()} == {"bad_input"}
+    for number, reason in enumerate(bad.values(), 2):
+        assert reason in told[number]["message"]
+    bench.check()
+
+
+def test_what_is_odd_but_clear_is_sent_as_it_is(bench: Bench) -> None:
+    """Fails if lines are split anywhere but at LF, or if what JSON may say is not said to the service."""
+    texts = ["crlf", "a\u2028b\u2029c\u0085d", "nul \x00 inside", "no id", "just a text", "no line end"]
+    lines = [json.dumps({"id": number, "prompt": text, "x": [text]}) for number, text in enumerate(texts)]
+    lines[0] += "\r"
+    lines[1] = json.dumps({"id": 1, "prompt": texts[1], "x": [texts[1]]}, ensure_ascii=False)
+    lines[3:5] = json.dumps({"prompt": texts[3]}), json.dumps(texts[4])
+    bench.input.write_bytes(("\ufeff" + "\n\n".join(lines)).encode())
+    assert bench.run().exit_code == 0
+    assert bench.emulator.submissions == dict.fromkeys(texts, 1)
+    by_line = {result["line"]: result for result in bench.results()}
+    assert [by_line[1 + 2 * number]["id"] for number in range(len(texts))] == [0, 1, 2, None, None, 5]
+    assert [by_line[1 + 2 * number]["meta"].get("x") for number in range(3)] == [[text] for text in texts[:3]]
+    bench.check()
+
+
+def test_the_same_prompt_under_two_ids_is_two_records(bench: Bench) -> None:
+    """Fails if records are known by their text."""
+    bench.lines('{"id": "a", "prompt": "same"}', '{"id": "b", "prompt": "same"}')
+    assert bench.run().exit_code == 0
+    assert bench.emulator.submissions == {"same": 2}
+    assert bench.result_ids() == {"a", "b"}
+    assert [(row["state"], row["maybe_paid"]) for row in bench.rows()] == [("done", 0)] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        pytest.param("\r".join([record("a"), record("b")]).encode(), "line ends are CR only", id="cr_only"),
+        pytest.param(GOOD.encode("utf-16"), "UTF-16", id="utf16"),
+        pytest.param(GOOD.encode("utf-32"), "UTF-32", id="utf32"),
+        pytest.param(gzip.compress(GOOD.encode()), "a gzip file", id="gzip"),
+        pytest.param(json.dumps({"prompt": "a"}, indent=1).encode(), "pretty-printed", id="pretty"),
+        pytest.param(b"Hello there\nWhat is new?\n", "plain text", id="text"),
+    ],
+)
+def test_a_file_that_is_no_jsonl_is_refused_by_its_name(bench: Bench, content: bytes, said: str) -> None:
+    """Fails if ``sniff`` does not know it."""
+    bench.input.write_bytes(content)
+    ran = bench.run()
+    assert ran.exit_code == 3
+    assert said in ran.stderr
+    assert bench.is_untouched()
+    assert not bench.output.exists()
+
+
+@pytest.mark.parametrize("content", ["", "\n \n\r\n"], ids=["empty", "blank_lines"])
+def test_an_input_without_records_is_finished_at_once(bench: Bench, content: str) -> None:
+    """Fails if an empty input is an error: tonight's file may have nothing in it."""
+    bench.input.write_text(content)
+    ran = bench.run()
+    assert (ran.exit_code, bench.output.read_bytes()) == (0, b"")
+    assert ran.is_silent
+    assert bench.is_untouched()
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "device"])
+def test_an_input_that_is_no_file_is_a_mistake_in_the_command(bench: Bench, kind: str) -> None:
+    """Fails if the input is opened without ``O_NONBLOCK``, or is not asked for its type."""
+    match kind:
+        case "directory":
+            bench.input.mkdir()
+        case "fifo":
+            os.mkfifo(bench.input)
+        case _:
+            bench.input.symlink_to("/dev/zero")
+    ran = bench.run()
+    assert ran.exit_code == 2
+    assert len(ran.stderr.splitlines()) == 2
+    assert bench.is_untouched()
+    assert not bench.output.exists()
 
 
 @pytest.mark.parametrize(
