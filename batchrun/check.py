@@ -164,8 +164,8 @@ def _judge(path: Path, found: Checked, *, strict: bool) -> None:
     else:
         return
     more = found.bad - len(found.messages)
-    messages = [*found.messages, f"… and {more:,} more"] if more else found.messages
-    raise InputProblem("\n".join(messages), remedy=remedy)
+    *before, last = [*found.messages, f"… and {more:,} more"] if more else found.messages
+    raise InputProblem(last, remedy=remedy, before=before)
 
 
 def _cut(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 
 USAGE = 2
 INPUT = 3
@@ -14,7 +15,7 @@ RUN_AGAIN = 75
 
 
 class BatchrunError(Exception):
-    """Two lines for a person: the cause, then the remedy.
+    """Two lines for a person: the cause, then the remedy. ``before`` them stand others of the same kind, if any.
 
     ``exit_code`` is the process's; docs/exit-codes.md lists them all.
     """
@@ -22,8 +23,9 @@ class BatchrunError(Exception):
     exit_code = BUG
     label = "error: "
 
-    def __init__(self, cause: str, *, remedy: str) -> None:
+    def __init__(self, cause: str, *, remedy: str, before: Sequence[str] = ()) -> None:
         super().__init__(cause)
+        self.before = before
         self.cause = cause
         self.remedy = remedy
 

@@ -158,9 +158,9 @@ def open_output(ledger: Ledger, paths: JobPaths) -> Results:
     results = _lock_output(paths, create=False)
     if results.size() < job.out_committed:
         raise _output_changed(paths, "is shorter than it was", ledger)
-    if job.out_last_seq is not None:
-        written = ledger.row(job.out_last_seq).written
-        if written is None or not results.matches(written):
+    if job.out_committed or job.out_last_seq is not None:
+        written = ledger.row(job.out_last_seq or 0).written
+        if written is None or written.end != job.out_committed or not results.matches(written):
             raise _output_changed(paths, "was edited", ledger)
     return results
 
@@ -223,7 +223,7 @@ def close_the_books(ledger: Ledger, results: Results | None, jobdir: JobDir, con
             ledger.record_done(line.row.seq, line.row.operation_id or "", line.written, line.usage, now)
         if kept:
             last = kept[-1]
-            ledger.save_out_committed(last.written.offset + last.written.length, last.row.seq)
+            ledger.save_out_committed(last.written.end, last.row.seq)
         lost = ledger.move_all(State.INTENT, after_crash(config.on_ambiguous), now)
         ledger.forget_submissions(now - SUBMISSIONS_KEPT_S, now + SUBMISSIONS_KEPT_S)
         epoch = ledger.next_epoch()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import zlib
 from array import array
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,12 +53,20 @@ def verify(ledger: Ledger, input_path: Path, output_path: Path) -> Findings:
     return found
 
 
+def _open(path: Path) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return fd
+
+
 def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
     committed = ledger.job().out_committed
-    good, changed = Marks(ledger.last_seq()), Marks(ledger.last_seq())
+    good, changed = Marks(), Marks()
     expected = _RowsByOffset(ledger)
     odd = array("q")  # line number, then the row it may be; judged when it is known which rows have their line
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = _open(path)
     try:
         size = os.fstat(fd).st_size
         found.uncommitted_bytes = max(0, size - committed)
@@ -87,16 +98,16 @@ def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
 
 
 class Marks:
-    """A set of row numbers, one bit each."""
+    """A set of row numbers, one bit each, in pages: numbers that are no rows of ours may be any."""
 
-    def __init__(self, last: int) -> None:
-        self._bits = bytearray(last // 8 + 1)
+    def __init__(self) -> None:
+        self._pages: defaultdict[int, bytearray] = defaultdict(lambda: bytearray(1 << 12))
 
     def __contains__(self, seq: int) -> bool:
-        return bool(self._bits[seq >> 3] & (1 << (seq & 7)))
+        return bool(self._pages[seq >> 15][seq >> 3 & 0xFFF] & 1 << (seq & 7))
 
     def add(self, seq: int) -> None:
-        self._bits[seq >> 3] |= 1 << (seq & 7)
+        self._pages[seq >> 15][seq >> 3 & 0xFFF] |= 1 << (seq & 7)
 
 
 class _RowsByOffset:
@@ -114,7 +125,7 @@ class _RowsByOffset:
 
 
 def _compare_input(ledger: Ledger, path: Path, found: Findings) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = _open(path)
     try:
         end = ledger.job().input_size
         next_line = 1

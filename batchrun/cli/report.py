@@ -35,10 +35,9 @@ def report_problem(problem: BatchrunError) -> int:
     if isinstance(problem, AlreadyRunning) and isinstance(problem.since, int) and time.time() - problem.since > DAY_S:
         quiet = False
     if not quiet:
-        *first, cause = problem.cause.split("\n")
-        for line in first:
+        for line in problem.before:
             say(redact(line))
-        say(redact(cause) if first else f"{problem.label}{redact(cause)}")
+        say(f"{'' if problem.before else problem.label}{redact(problem.cause)}")
         say(f"  {redact(problem.remedy)}")
     return problem.exit_code
 

@@ -24,7 +24,6 @@ def show(config: JobConfig) -> job.Screen:
     async def screen(progress: job.Progress) -> None:
         console = Console(stderr=True)
         names = f"{config.input} → {config.paths.output}"
-        console.print(f"batchrun  {names}  {config.settings.model}", highlight=False, markup=False, soft_wrap=True)
         width = 32 if console.width >= 90 else 10  # the right-hand columns go first
         columns = (TextColumn("{task.description:>9}"), BarColumn(width), MofNCompleteColumn(), TaskProgressColumn())
         note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
@@ -33,7 +32,9 @@ def show(config: JobConfig) -> job.Screen:
         submitted = bars.add_task("submitted", total=total, note="")
         finished = bars.add_task("finished", total=total, note="")
         rate = _Rate()
-        with suppress(OSError), bars:  # a terminal that goes away does not stop the run
+        with suppress(OSError):  # a terminal that goes away does not stop the run
+            console.print(f"batchrun  {names}  {config.settings.model}", highlight=False, markup=False, soft_wrap=True)
+        with suppress(OSError), bars:
             try:
                 while True:
                     done = sum(progress.backlog.counts[state] for state in ENDED)

@@ -39,7 +39,7 @@ def status(output: Path, state_dir: Path | None) -> None:
     paths = JobPaths.of(output, state_dir)
     ledger = open_job(paths)
     for line in describe(ledger, paths):
-        click.echo(line)
+        click.echo(redact(line))
     ledger.close()
 
 

@@ -11,6 +11,7 @@ from batchrun import verify as proof
 from batchrun.cli import CONTEXT
 from batchrun.cli.status import input_of, open_job
 from batchrun.errors import INPUT, UsageProblem
+from batchrun.log import redact
 from batchrun.storage.jobdir import JobPaths, is_locked
 from batchrun.summary import headline, summarize
 
@@ -39,7 +40,7 @@ def verify(output: Path, state_dir: Path | None) -> None:
     if found.uncommitted_bytes:
         click.echo(f"tail     {found.uncommitted_bytes:>9,} bytes behind the last commit; the next run sees to them")
     for difference in found.named:
-        click.echo(difference)
+        click.echo(redact(difference))
     if found.differences > len(found.named):
         click.echo(f"… and {found.differences - len(found.named):,} more differences")
     count = f"{found.differences:,} difference" + ("s" if found.differences > 1 else "")

@@ -203,7 +203,7 @@ class Yandex:
                 text=text,
                 finish_reason=_FINISH_REASONS.get(status, status),
                 usage=usage,
-                model_version=version if isinstance(version, str) and version else None,
+                model_version=self._redact(version) if isinstance(version, str) and version else None,
                 json=calls,
             )
         )

@@ -15,7 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Self
 
-from batchrun.errors import DiskProblem, TryLater
+from batchrun.errors import DiskProblem, TryLater, UsageProblem
+from batchrun.storage.ledger import files_of
 from batchrun.storage.results import sync_directory
 
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "9p2000", "fuse.sshfs", "fuse.rclone"})
@@ -42,6 +43,8 @@ class JobPaths:
 
     @classmethod
     def of(cls, output: Path, state_dir: Path | None = None) -> Self:
+        if not output.name:
+            raise UsageProblem(f"'{output}' is not the name of a file", remedy="name the one with the answers")
         stem = re.sub(r"\.(gz|zst)$", "", output.name)
         stem = re.sub(r"\.(jsonl|ndjson|json)$", "", stem)
         state = state_dir or output.with_name(f"{output.name}.batchrun")
@@ -70,6 +73,7 @@ class JobDir:
     def __init__(self, paths: JobPaths, lock_fd: int, *, was_made: bool) -> None:
         self.paths = paths
         self._was_made = was_made
+        self._made_ledger = False
         self._lock_fd = lock_fd
 
     @classmethod
@@ -114,11 +118,11 @@ class JobDir:
         Its name is durable with the first commit: SQLite syncs the directory together with the log.
         """
         path = self.paths.ledger
-        for name in (path, path.with_name("ledger.db-wal"), path.with_name("ledger.db-shm")):
-            if os.path.lexists(name) and not stat.S_ISREG(os.lstat(name).st_mode):
-                raise DiskProblem(f"`{name}` is not a plain file", remedy="move it away")
         try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            self._made_ledger = True
+        except FileExistsError:
+            pass
         except OSError as error:
             raise _cannot(path, error) from error
         return path
@@ -149,9 +153,11 @@ class JobDir:
 
     def discard_if_made(self) -> None:
         """Leave nothing behind of a job that was refused at its first start, before anything was sent."""
+        if self._made_ledger:
+            for path in files_of(self.paths.ledger):
+                path.unlink(missing_ok=True)
         if self._was_made:
-            for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm", "lock"):
-                (self.paths.state / name).unlink(missing_ok=True)
+            self.paths.lock.unlink(missing_ok=True)
             with suppress(OSError):
                 self.paths.state.rmdir()
 

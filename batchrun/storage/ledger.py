@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sqlite3
+import stat
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -15,11 +17,14 @@ from typing import Any, Self
 
 from batchrun.errors import BatchrunError, DiskProblem, InputProblem, UsageProblem
 from batchrun.log import redact
-from batchrun.record import MOVES, Failure, History, Move, Place, Record, Settings, State, Usage
+from batchrun.record import MOVES, Failure, History, Move, Place, Record, RecordId, Settings, State, Usage
 
 SCHEMA_VERSION = 1
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 PAGE_ROWS = 1000
+HEAD_OF_JOURNALS = bytes.fromhex(
+    "d9d505f920a163d7"
+)  # the last bytes of a journal that is one of several; ours never is
 
 
 def _sql(name: str) -> str:
@@ -80,6 +85,10 @@ class Written:
     length: int
     crc32: int
 
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -102,20 +111,42 @@ def _row(raw: sqlite3.Row) -> Row:
     return Row(
         seq=raw["seq"],
         place=Place(raw["line"], raw["offset"], raw["length"]),
-        id=None if raw["id"] is None else json.loads(raw["id"]),
+        id=_id(raw["id"]),
         digest=raw["digest"],
         state=State(raw["state"]),
         history=History(*(raw[field.name] for field in fields(History))),
         operation_id=raw["operation_id"],
-        submitted_at=raw["submitted_at"],
-        finished_at=raw["finished_at"],
+        submitted_at=_instant(raw["submitted_at"]),
+        finished_at=_instant(raw["finished_at"]),
         written=None if raw["out_offset"] is None else Written(raw["out_offset"], raw["out_length"], raw["out_crc32"]),
         failure=None if raw["error"] is None else _failure(json.loads(raw["error"])),
     )
 
 
+def _id(raw: str | None) -> RecordId:
+    found = None if raw is None else json.loads(raw)
+    if not isinstance(found, str | int | None):
+        raise TypeError("no id")
+    return found
+
+
+def _instant(raw: float | None) -> Any:
+    """Unix seconds that a calendar can show."""
+    if raw is not None and not 0 <= raw < 1 << 33:
+        raise ValueError("no instant")
+    return raw
+
+
 def _failure(raw: dict[str, Any]) -> Failure:
+    if not isinstance(raw["kind"], str) or not isinstance(raw["message"], str):
+        raise TypeError("no failure")
     return Failure(**{**raw, "usage": Usage(**raw["usage"])})
+
+
+def _job(job: Job) -> Job:
+    if not isinstance(json.loads(job.settings)["model"], str) or not job.epoch < 1 << 40 or "\0" in job.input_path:
+        raise ValueError("no job")
+    return job
 
 
 def _dump(failure: Failure | None) -> str | None:
@@ -150,6 +181,7 @@ class Ledger:
         connection = ledger.connection
         with ledger._closed_on_error(), ledger._translated():
             connection.execute("PRAGMA trusted_schema = OFF")
+            ledger._check_schema()
             mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA fullfsync = ON")
@@ -157,7 +189,6 @@ class Ledger:
             if mode != "wal":  # SQLite says nothing when it cannot, and its other mode syncs too little
                 remedy = "see to the disk, or --state-dir on another one"
                 raise DiskProblem(f"the ledger `{path}` cannot keep its log there", remedy=remedy)
-            ledger._check_schema()
         return ledger
 
     @classmethod
@@ -183,7 +214,8 @@ class Ledger:
             remedy = "use that version, or another -o"
             raise InputProblem(f"`{self.path}` was written by a newer batchrun", remedy=remedy)
         shape = "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type, name"
-        found = [_plain(row) for row in self.connection.execute(shape)]
+        with self._sound():
+            found = [_plain(row) for row in self.connection.execute(shape)]
         if not found and version == 0:
             return  # a ledger killed in its first moment: create() makes it
         with closing(sqlite3.connect(":memory:")) as model:
@@ -194,7 +226,8 @@ class Ledger:
 
     def exists(self) -> bool:
         """Whether ``create`` has been committed."""
-        return bool(self.connection.execute("PRAGMA user_version").fetchone()[0])
+        with self._translated():
+            return bool(self.connection.execute("PRAGMA user_version").fetchone()[0])
 
     def create(self, *, job_id: str, input_path: str, settings: Settings, now: float) -> None:
         """Make the tables and the job's row, in one transaction."""
@@ -216,10 +249,7 @@ class Ledger:
         with self._translated():
             verdict = self.connection.execute(f"PRAGMA {pragma}(1)").fetchone()[0]
         if verdict != "ok":
-            raise DiskProblem(
-                f"the ledger `{self.path}` is damaged",
-                remedy="--new-run begins anew and pays again; an old copy of it would do so unseen",
-            )
+            raise self._damaged()
 
     def checkpoint(self) -> None:
         """Write every page of the log into the ledger anew and empty the log."""
@@ -253,14 +283,25 @@ class Ledger:
 
     def _problem(self, error: sqlite3.DatabaseError) -> BatchrunError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            return DiskProblem(
-                f"the ledger `{self.path}` is damaged",
-                remedy="--new-run begins anew and pays again; an old copy of it would do so unseen",
-            )
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+            return self._damaged()  # the last: our statements are right, so what they found is not
         name = getattr(error, "sqlite_errorname", "unknown error")
         remedy = "free some space or mend the disk, then run the same command"
-        return DiskProblem(f"the ledger `{self.path}` cannot be written ({name})", remedy=remedy)
+        return DiskProblem(f"the ledger `{self.path}` cannot be used ({name})", remedy=remedy)
+
+    @contextmanager
+    def _sound(self) -> Iterator[None]:
+        """What is read in here may be anybody's: a value that cannot be ours is damage, not a bug."""
+        try:
+            yield
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+            raise self._damaged() from error
+
+    def _damaged(self) -> DiskProblem:
+        return DiskProblem(
+            f"the ledger `{self.path}` is damaged",
+            remedy="--new-run begins anew and pays again; an old copy of it would do so unseen",
+        )
 
     def execute(self, query: str, **values: Any) -> sqlite3.Cursor:
         """Run a named statement that returns no rows."""
@@ -279,20 +320,26 @@ class Ledger:
     # --- the job and its runs ---
 
     def job(self) -> Job:
-        raw = self.fetch("job")[0]
-        return Job(*(raw[field.name] for field in fields(Job)))
+        with self._sound():
+            raw = self.fetch("job")[0]
+            return _job(Job(*(raw[field.name] for field in fields(Job))))
 
     def begin_run(self, version: str, now: float) -> int:
         run_id: int = self.fetch("begin_run", version=version, now=now)[0][0]
         return run_id
 
     def end_run(self, run_id: int, exit_code: int, now: float, problem: BatchrunError | None = None) -> None:
-        cause, remedy = (None, None) if problem is None else (redact(problem.cause), redact(problem.remedy))
+        cause = remedy = None
+        if problem is not None:
+            cause, remedy = redact("; ".join([*problem.before, problem.cause])), redact(problem.remedy)
         self.execute("end_run", run_id=run_id, exit_code=exit_code, now=now, cause=cause, remedy=remedy)
 
     def last_run(self) -> Run | None:
-        found = self.fetch("last_run")
-        return Run(*found[0]) if found else None
+        with self._sound():
+            runs = [Run(*raw) for raw in self.fetch("last_run")]
+            for run in runs:
+                _instant(run.ended_at)
+        return runs[0] if runs else None
 
     def next_epoch(self) -> int:
         epoch: int = self.fetch("next_epoch")[0][0]
@@ -398,23 +445,25 @@ class Ledger:
 
     # --- questions ---
 
+    def _rows(self, query: str, **values: Any) -> list[Row]:
+        with self._sound():
+            return [_row(raw) for raw in self.fetch(query, **values)]
+
     def row(self, seq: int) -> Row:
-        return _row(self.fetch("row", seq=seq)[0])
+        with self._sound():
+            return self._rows("row", seq=seq)[0]
 
     def rows(self, seqs: Sequence[int]) -> dict[int, Row]:
-        return {raw["seq"]: _row(raw) for raw in self.fetch("rows", seqs=json.dumps(seqs))}
+        return {row.seq: row for row in self._rows("rows", seqs=json.dumps(seqs))}
 
     def row_of_operation(self, operation_id: str) -> Row | None:
-        found = self.fetch("row_of_operation", operation_id=operation_id)
-        return _row(found[0]) if found else None
+        found = self._rows("row_of_operation", operation_id=operation_id)
+        return found[0] if found else None
 
     def rows_done(self) -> Iterator[Row]:
         """Every DONE row, in the order of the output."""
-        with self._translated():
+        with self._translated(), self._sound():
             yield from map(_row, self.connection.execute(QUERIES["rows_done"]))
-
-    def last_seq(self) -> int:
-        return self.fetch("last_seq")[0][0] or 0
 
     def lines_known(self, first: int, last: int) -> set[int]:
         """Which of these lines have a row."""
@@ -426,7 +475,8 @@ class Ledger:
 
     def open_operations(self) -> list[tuple[int, str, float]]:
         """(seq, operation ID, accepted at), oldest first."""
-        return [tuple(raw) for raw in self.fetch("open_operations")]
+        with self._sound():
+            return [(seq, id_, float(_instant(at))) for seq, id_, at in self.fetch("open_operations")]
 
     def seqs_to_send(self, end: int) -> array[int]:
         """The NEW rows whose record begins before byte ``end``, by line."""
@@ -435,10 +485,10 @@ class Ledger:
 
     def rows_unwell(self, after_line: int) -> list[Row]:
         """A page of FAILED, HELD and EXPIRED rows, by line."""
-        return [_row(raw) for raw in self.fetch("rows_unwell", after=after_line, limit=PAGE_ROWS)]
+        return self._rows("rows_unwell", after=after_line, limit=PAGE_ROWS)
 
     def rows_by_line(self, first: int, last: int) -> dict[int, Row]:
-        return {raw["line"]: _row(raw) for raw in self.fetch("rows_by_line", first=first, last=last)}
+        return {row.place.line: row for row in self._rows("rows_by_line", first=first, last=last)}
 
     def submissions_since(self, since: float) -> list[tuple[int, int]]:
         """(Unix second, POSTs begun in it); older ones are forgotten at the next recovery."""
@@ -450,7 +500,11 @@ class Ledger:
 
     def tally(self) -> list[sqlite3.Row]:
         """A row per state: records, maybe_paid, tokens, the oldest submission."""
-        return self.fetch("tally")
+        tally = self.fetch("tally")
+        with self._sound():
+            for row in tally:
+                _instant(row["oldest"])
+        return tally
 
     def failure_kinds(self) -> list[tuple[str, int, int]]:
         """(kind, records, first line), most frequent first."""
@@ -458,11 +512,38 @@ class Ledger:
 
     def maybe_paid(self, limit: int) -> list[tuple[int, Any, int]]:
         """(line, id, payments beyond the first that may have happened), by line."""
-        rows = self.fetch("maybe_paid", limit=limit)
-        return [(line, None if id_ is None else json.loads(id_), count) for line, id_, count in rows]
+        with self._sound():
+            return [(line, _id(id_), count) for line, id_, count in self.fetch("maybe_paid", limit=limit)]
+
+
+def files_of(path: Path) -> list[Path]:
+    """The ledger and what SQLite keeps beside it."""
+    return [path.with_name(f"{path.name}{suffix}") for suffix in ("", "-wal", "-shm", "-journal")]
+
+
+def _check_files(path: Path) -> None:
+    """SQLite follows links, waits at pipes, and deletes what a journal names as its head."""
+    for each in files_of(path):
+        if not os.path.lexists(each):
+            continue
+        found = os.lstat(each)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or _names_a_head(each):
+            raise DiskProblem(f"`{each}` is not a plain file of ours", remedy="move it away")
+
+
+def _names_a_head(path: Path) -> bool:
+    if not path.name.endswith("-journal"):
+        return False
+    with path.open("rb") as journal:
+        journal.seek(-min(len(HEAD_OF_JOURNALS), path.stat().st_size), os.SEEK_END)
+        return journal.read() == HEAD_OF_JOURNALS
 
 
 def _connect(path: Path, target: str) -> sqlite3.Connection:
+    try:
+        _check_files(path)
+    except OSError as error:
+        raise DiskProblem(f"the ledger {path} cannot be read", remedy="is it a file, and yours?") from error
     is_uri = target.startswith("file:")
     try:
         return sqlite3.connect(target, uri=is_uri, isolation_level=None, check_same_thread=False, timeout=5.0)

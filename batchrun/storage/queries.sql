@@ -157,9 +157,6 @@ SELECT * FROM record
  WHERE state = 'done'
  ORDER BY out_offset;
 
--- name: last_seq
-SELECT max(seq) FROM record;
-
 -- name: lines_known
 SELECT line FROM record
  WHERE line BETWEEN :first AND :last;

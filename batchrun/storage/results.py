@@ -127,6 +127,8 @@ class Results:
 
     def matches(self, written: Written) -> bool:
         """Whether the bytes at this place are still those that were written."""
+        if not 0 <= written.offset < written.end <= self.size():
+            return False
         data = os.pread(self.fd, written.length, written.offset)
         return len(data) == written.length and zlib.crc32(data) == written.crc32
 

@@ -161,9 +161,9 @@ def test_a_reader_cancelled_while_it_waits_loses_nothing() -> None:
     play(story)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_among_many_readers_and_writers_every_item_arrives_once(seed: int) -> None:
-    chance = random.Random(seed)
+@pytest.mark.parametrize("number", range(20))
+def test_among_many_readers_and_writers_every_item_arrives_once(number: int) -> None:
+    chance = random.Random(number)
 
     async def story(channel: Channel[int]) -> None:
         put, got = list[int](), list[int]()

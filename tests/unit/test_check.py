@@ -127,7 +127,7 @@ def test_too_many_bad_lines_are_refused(desk: Desk, records: int, bad: int) -> N
     problem = desk.refusal(mixed(records, bad))
     assert "more than 10 and more than 1 %" in problem.remedy
     assert "nothing was sent" in problem.remedy
-    lines = problem.cause.split("\n")
+    lines = [*problem.before, problem.cause]
     assert lines[0].startswith(f"{desk.path}:{records - bad + 1}: ")
     assert len(lines) == (20 + 1 if bad > 20 else bad)
     assert lines[-1] == f"… and {bad - 20} more" or bad <= 20

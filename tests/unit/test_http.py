@@ -342,6 +342,40 @@ def test_a_kept_connection_that_closes_under_a_post_is_ambiguous_and_not_retried
     asyncio.run(run())
 
 
+def test_a_kept_connection_on_which_something_came_unasked_is_not_used_again() -> None:
+    """Else a stray refusal would be taken for the reply to the next POST, which may have been accepted."""
+
+    async def run() -> None:
+        idle = asyncio.Event()
+
+        async def script(peer: Peer) -> None:
+            while True:
+                await peer.hear()
+                await peer.answer("200 OK")
+                await idle.wait()
+                await peer.answer("400 Bad Request")
+
+        async with Server(script) as server, http() as client:
+            assert await client.post(server.url, b"{}", {}) == Reply(200, b"")
+            idle.set()
+            while not any(each.should_close for each in client._connections):  # noqa: ASYNC110  aiohttp tells nobody
+                await asyncio.sleep(0)
+            assert await client.post(server.url, b"{}", {}) == Reply(200, b"")
+            assert server.connections == 2
+
+    asyncio.run(run())
+
+
+def test_an_acceptance_that_comes_twice_ends_all_connections_for_posts() -> None:
+    async def run() -> None:
+        async with Server(answering("200 OK", b"{}")) as server, http() as client:
+            for _ in range(3):
+                await client.post(server.url, b"{}", {})
+            assert server.connections == 2
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(("idle_s", "connections"), [(9.9, 1), (10.1, 2)], ids=["just before", "just after"])
 def test_a_post_uses_no_connection_that_was_idle_for_ten_seconds(
     idle_s: float, connections: int, monkeypatch: pytest.MonkeyPatch

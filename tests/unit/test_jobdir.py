@@ -14,6 +14,7 @@ import pytest
 
 from batchrun.errors import DiskProblem
 from batchrun.storage.jobdir import AlreadyRunning, JobDir, JobPaths, file_system_of, is_locked, read_holder
+from batchrun.storage.ledger import Ledger
 
 from .jobfiles import NOW
 
@@ -205,7 +206,7 @@ def test_a_linked_ledger_is_refused(paths: JobPaths, name: str) -> None:
     jobdir = JobDir.take(paths)
     (paths.state / name).symlink_to(paths.output.parent / "precious")
     with pytest.raises(DiskProblem, match="not a plain file"):
-        jobdir.make_ledger_file()
+        Ledger.open(jobdir.make_ledger_file())
     assert not (paths.output.parent / "precious").exists()
     jobdir.release()
 
