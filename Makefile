@@ -8,7 +8,7 @@ TEST_ARGS ?= -n 4 --dist worksteal
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix bench clean
+.PHONY: help demo test check fix bench faults audit clean
 
 help:
 	@awk -F ' *## *' '/^[a-z]+:.*##/ { sub(/:.*/, "", $$1); printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -32,8 +32,17 @@ fix: .venv/.installed ## format the code and mend what lint can mend
 bench: .venv/.installed ## measure throughput against the emulator
 	@.venv/bin/python -m tests.bench
 
+faults: .venv/.installed ## every crash and many seeds of every fault; takes most of an hour
+	@.venv/bin/python -m tests.faults
+
+audit: .audit/bin/pip-audit ## look up known vulnerabilities of the pinned dependencies
+	@.audit/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off -r constraints.txt
+
+.audit/bin/pip-audit:
+	@"$(PYTHON)" -m venv .audit && .audit/bin/python -m pip install --quiet 'pip-audit==2.10.1'
+
 clean: ## remove .venv, the demo's files, caches and build products
-	@rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	@rm -rf .venv .audit demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	@find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is written last, so a set-up that was interrupted starts over.

@@ -1,6 +1,6 @@
 """A crash at every boundary of a run, of every kind; and in the run that follows a crash, a second one.
 
-The second crash is tried at a few boundaries of a fixed choice. ``CRASHES=all`` tries every one.
+The second crash is tried at a few boundaries of a fixed choice. ``FAULTS=all`` tries every one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import pytest
 from tests.crashes.job import OUTPUT, Bench, Crash, Recording
 from tests.crashes.recorder import Accepted, Create, Event, MakeDirectory, Rename, Sync, Unlink, Write
 from tests.crashes.replay import Kind
+from tests.figures import note
 
-EVERY_ONE = os.environ.get("CRASHES") == "all"
+EVERY_ONE = os.environ.get("FAULTS") == "all"
 FIRST_SHARE, SECOND_SHARE = (1.0, 1.0) if EVERY_ONE else (0.08, 0.08)
 PARTS = 4
 Run = Callable[[Bench], Recording]
@@ -112,4 +113,4 @@ def judge_all(crashes: Iterator[Crash], judge: Callable[[Crash], None]) -> None:
     for crash in crashes:
         judge(crash)
         judged += 1
-    print(f"{judged} crashes")
+    note({"crashes at a boundary, each followed by a run to the end": judged})
