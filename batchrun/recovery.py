@@ -410,9 +410,8 @@ def _input_changed(config: JobConfig, known_as: str, conflicts: list[Conflict], 
     remedy = "put these lines back as they were, or use another -o; appended lines are welcome"
     if os.path.basename(known_as) != path.name:
         remedy = f"the job of {config.paths.output} reads {os.path.basename(known_as)}: another input wants another -o"
-    first = [
+    *before, last = [
         f"{path}:{conflict.was}: " + ("gone since it was sent" if conflict.now is None else "changed since it was sent")
         for conflict in conflicts
-    ]
-    more = [f"… and {count - len(first):,} more"] if count > len(first) else []
-    return InputProblem("\n".join(first + more), remedy=remedy)
+    ] + [f"… and {count - len(conflicts):,} more"] * (count > len(conflicts))
+    return InputProblem(last, remedy=remedy, before=before)
