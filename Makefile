@@ -32,14 +32,14 @@ fix: .venv/.installed ## format the code and mend what lint can mend
 bench: .venv/.installed ## measure throughput against the emulator
 	@.venv/bin/python -m tests.bench
 
-faults: .venv/.installed ## every crash and many seeds of every fault; takes most of an hour
-	@.venv/bin/python -m tests.faults
+faults: .venv/.installed ## every crash, many seeds, ten times the hostile data: most of an hour
+	@.venv/bin/python -m tests.faults $(ARGS)
 
 audit: .audit/bin/pip-audit ## look up known vulnerabilities of the pinned dependencies
 	@.audit/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off -r constraints.txt
 
 .audit/bin/pip-audit:
-	@"$(PYTHON)" -m venv .audit && .audit/bin/python -m pip install --quiet 'pip-audit==2.10.1'
+	@"$(PYTHON)" -m venv .audit && .audit/bin/python -m pip install -qq 'pip-audit==2.10.1'
 
 clean: ## remove .venv, the demo's files, caches and build products
 	@rm -rf .venv .audit demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

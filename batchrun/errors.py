@@ -15,7 +15,7 @@ RUN_AGAIN = 75
 
 
 class BatchrunError(Exception):
-    """Two lines for a person: the cause, then the remedy. ``before`` them stand others of the same kind, if any.
+    """Two lines for a person: the cause, then the remedy. ``before``: lines that come first, one for each cause.
 
     ``exit_code`` is the process's; docs/exit-codes.md lists them all.
     """

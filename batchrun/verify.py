@@ -104,7 +104,8 @@ class Marks:
         self._pages: defaultdict[int, bytearray] = defaultdict(lambda: bytearray(1 << 12))
 
     def __contains__(self, seq: int) -> bool:
-        return bool(self._pages[seq >> 15][seq >> 3 & 0xFFF] & 1 << (seq & 7))
+        page = self._pages.get(seq >> 15)
+        return page is not None and bool(page[seq >> 3 & 0xFFF] & 1 << (seq & 7))
 
     def add(self, seq: int) -> None:
         self._pages[seq >> 15][seq >> 3 & 0xFFF] |= 1 << (seq & 7)

@@ -1,7 +1,7 @@
 """``make faults``: everything, with many seeds; the rows of docs/guarantees.md that held, and what was counted.
 
-python -m tests.faults --seeds 70            everything, and the figures go into docs/guarantees.md
-python -m tests.faults --seed 17 -k kills    one seed of one test again
+make faults                              everything, and the figures go into docs/guarantees.md
+make faults ARGS="--seed 17 -k kills"    one seed of one test again
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -29,7 +30,7 @@ PROOF = re.compile(r"`([\w/]+)::(\w+)`")
 def rows() -> dict[str, list[tuple[str, str]]]:
     """The rows of the page that name their proof: what happens -> (module, test) each."""
     found = {}
-    for line in PAGE.read_text().splitlines():
+    for line in PAGE.read_text("utf-8").splitlines():
         proofs = PROOF.findall(line)
         if line.startswith("| ") and proofs:
             found[line.split("|")[1].strip().replace("`", "")] = proofs
@@ -38,25 +39,28 @@ def rows() -> dict[str, list[tuple[str, str]]]:
 
 def main() -> int:
     options = argparse.ArgumentParser(prog="make faults", description=__doc__.partition("\n")[0] if __doc__ else None)
-    options.add_argument("--seeds", type=int, default=70)
-    options.add_argument("--seed", type=int, default=0, help="the first seed")
+    options.add_argument("--seeds", type=int, help="how many [70; with -k: 1]")
+    options.add_argument("--seed", type=int, default=0, help="the first of them [0]")
     options.add_argument("-k", default="", help="only such tests; the page stays as it is")
-    options.add_argument("-n", type=int, default=4, help="processes")
+    options.add_argument("-n", type=int, default=4, help="processes [4]")
     asked = options.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report, figures = Path(folder) / "report.xml", Path(folder) / "figures.jsonl"
-        seeds = asked.seeds if not asked.k or "--seeds" in sys.argv else 1
+        seeds = asked.seeds or (1 if asked.k else 70)
         words = ["-n", str(asked.n), "--dist", "worksteal", f"--seeds={seeds}", f"--seed={asked.seed}", "-k", asked.k]
+        words.append(f"--hypothesis-seed={asked.seed}")
         code = subprocess.call(
             [sys.executable, "-m", "pytest", *words, f"--junitxml={report}", "--durations=10"],
             env={**os.environ, "FAULTS": "all", "FIGURES_FILE": str(figures)},
         )
+        if not report.exists():  # pytest has said why
+            return code
         told = figures_of(totals(figures), code, (time.monotonic() - began) / 60)
         print_rows(verdicts(report))
-    print(told)
-    if not asked.k:
-        PAGE.write_text(FIGURES.sub(lambda _: told, PAGE.read_text()))
+    if len(sys.argv) == 1:  # everything, as `make faults` does
+        print(told)
+        PAGE.write_text(FIGURES.sub(lambda _: told, PAGE.read_text("utf-8")), "utf-8")
     return code
 
 
@@ -72,7 +76,7 @@ def verdicts(report: Path) -> dict[tuple[str, str], Counter[str]]:
     """How often each test passed, failed or was skipped, by (module, name without parameters)."""
     found: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for case in ElementTree.parse(report).iter("testcase"):
-        module = case.attrib["classname"].removeprefix("tests.").replace(".", "/")
+        module = case.get("classname", "").removeprefix("tests.").replace(".", "/")
         name = case.attrib["name"].partition("[")[0]
         outcome = next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed")
         found[module, name][outcome] += 1
@@ -96,12 +100,14 @@ def figures_of(counted: Counter[str], code: int, minutes: float) -> str:
 
 
 def print_rows(found: dict[tuple[str, str], Counter[str]]) -> None:
-    """A line per row of the page: how often its proofs ran, and how often they failed."""
+    """A line per row of the page that was tried: how often its proofs ran, and how often they failed."""
     print(f"{'runs':>6} {'failed':>6} {'skipped':>7}  row")
+    room = shutil.get_terminal_size((160, 24)).columns - 24
     for row, proofs in rows().items():
         of_row: Counter[str] = sum((found[proof] for proof in proofs if proof in found), Counter())
         failed = of_row["failure"] + of_row["error"]
-        print(f"{of_row['passed'] + failed:>6,} {failed:>6} {of_row['skipped']:>7}  {row}")
+        if of_row:
+            print(f"{of_row['passed'] + failed:>6,} {failed:>6} {of_row['skipped']:>7}  {row[:room]}")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def cli() -> None:
 
 def main() -> None:
     """The console script."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the key and the prompts
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the key and the prompts
     logging.raiseExceptions = False  # a log that cannot be written is no reason to say so on the screen
     logging.getLogger().addHandler(logging.NullHandler())  # else warnings of libraries go to stderr as they are
     for name in ("stdout", "stderr"):

@@ -83,13 +83,15 @@ def describe(ledger: Ledger, paths: JobPaths) -> list[str]:
         ("not sent", summary.unsent, ""),
         ("total", summary.total, ""),
     ]
-    lines = [f"{paths.output}   {how}   {redact(json.loads(job.settings)['model'])}   job {job.job_id}"]
+    lines = [f"{paths.output}   {how}   {json.loads(job.settings)['model']}   job {job.job_id}"]
     for name, count, note in rows:
         if count is None:
             lines.append(f"  {name:<8}   unknown   the input was not read to its end")
         elif count or name in ("written", "failed", "not sent", "total"):
             lines.append(f"  {name:<8} {count:>9,}   {note}".rstrip())
     doubt = f": {names_of(summary)}" if summary.maybe_paid else ""
+    if counts[State.INTENT] and not running:
+        doubt += f", and the {counts[State.INTENT]:,} without a reply"
     lines.append(f"  possibly paid twice: {summary.maybe_paid:,}{doubt}")
     if last is not None and last.cause and not running:
         lines.append(f"  last said: {last.cause}")

@@ -153,12 +153,12 @@ class JobDir:
 
     def discard_if_made(self) -> None:
         """Leave nothing behind of a job that was refused at its first start, before anything was sent."""
-        if self._made_ledger:
-            for path in files_of(self.paths.ledger):
+        made = files_of(self.paths.ledger) if self._made_ledger else []  # one that was there is never ours to delete
+        with suppress(OSError):
+            for path in made:
                 path.unlink(missing_ok=True)
-        if self._was_made:
-            self.paths.lock.unlink(missing_ok=True)
-            with suppress(OSError):
+            if self._was_made:
+                self.paths.lock.unlink(missing_ok=True)
                 self.paths.state.rmdir()
 
     def release(self) -> None:

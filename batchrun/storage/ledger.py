@@ -15,6 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
+import orjson
+
 from batchrun.errors import BatchrunError, DiskProblem, InputProblem, UsageProblem
 from batchrun.log import redact
 from batchrun.record import MOVES, Failure, History, Move, Place, Record, RecordId, Settings, State, Usage
@@ -22,9 +24,8 @@ from batchrun.record import MOVES, Failure, History, Move, Place, Record, Record
 SCHEMA_VERSION = 1
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 PAGE_ROWS = 1000
-HEAD_OF_JOURNALS = bytes.fromhex(
-    "d9d505f920a163d7"
-)  # the last bytes of a journal that is one of several; ours never is
+# The last bytes of a rollback journal that is one of several; ours never is.
+HEAD_OF_JOURNALS = bytes.fromhex("d9d505f920a163d7")
 
 
 def _sql(name: str) -> str:
@@ -125,8 +126,9 @@ def _row(raw: sqlite3.Row) -> Row:
 
 def _id(raw: str | None) -> RecordId:
     found = None if raw is None else json.loads(raw)
-    if not isinstance(found, str | int | None):
+    if not isinstance(found, str | int | None) or isinstance(found, bool):
         raise TypeError("no id")
+    orjson.dumps(found)  # as it will stand in a result
     return found
 
 
@@ -140,6 +142,7 @@ def _instant(raw: float | None) -> Any:
 def _failure(raw: dict[str, Any]) -> Failure:
     if not isinstance(raw["kind"], str) or not isinstance(raw["message"], str):
         raise TypeError("no failure")
+    orjson.dumps(raw | {"message": ""})
     return Failure(**{**raw, "usage": Usage(**raw["usage"])})
 
 
@@ -283,8 +286,8 @@ class Ledger:
 
     def _problem(self, error: sqlite3.DatabaseError) -> BatchrunError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
-            return self._damaged()  # the last: our statements are right, so what they found is not
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return self._damaged()
         name = getattr(error, "sqlite_errorname", "unknown error")
         remedy = "free some space or mend the disk, then run the same command"
         return DiskProblem(f"the ledger `{self.path}` cannot be used ({name})", remedy=remedy)
@@ -320,9 +323,9 @@ class Ledger:
     # --- the job and its runs ---
 
     def job(self) -> Job:
+        found = self.fetch("job")
         with self._sound():
-            raw = self.fetch("job")[0]
-            return _job(Job(*(raw[field.name] for field in fields(Job))))
+            return _job(Job(*(found[0][field.name] for field in fields(Job))))
 
     def begin_run(self, version: str, now: float) -> int:
         run_id: int = self.fetch("begin_run", version=version, now=now)[0][0]
@@ -335,11 +338,11 @@ class Ledger:
         self.execute("end_run", run_id=run_id, exit_code=exit_code, now=now, cause=cause, remedy=remedy)
 
     def last_run(self) -> Run | None:
+        found = self.fetch("last_run")
         with self._sound():
-            runs = [Run(*raw) for raw in self.fetch("last_run")]
-            for run in runs:
-                _instant(run.ended_at)
-        return runs[0] if runs else None
+            run = Run(*found[0]) if found else None
+            _instant(None if run is None else run.ended_at)
+        return run
 
     def next_epoch(self) -> int:
         epoch: int = self.fetch("next_epoch")[0][0]
@@ -446,12 +449,14 @@ class Ledger:
     # --- questions ---
 
     def _rows(self, query: str, **values: Any) -> list[Row]:
+        found = self.fetch(query, **values)
         with self._sound():
-            return [_row(raw) for raw in self.fetch(query, **values)]
+            return [_row(raw) for raw in found]
 
     def row(self, seq: int) -> Row:
+        found = self._rows("row", seq=seq)
         with self._sound():
-            return self._rows("row", seq=seq)[0]
+            return found[0]
 
     def rows(self, seqs: Sequence[int]) -> dict[int, Row]:
         return {row.seq: row for row in self._rows("rows", seqs=json.dumps(seqs))}
@@ -475,8 +480,9 @@ class Ledger:
 
     def open_operations(self) -> list[tuple[int, str, float]]:
         """(seq, operation ID, accepted at), oldest first."""
+        found = self.fetch("open_operations")
         with self._sound():
-            return [(seq, id_, float(_instant(at))) for seq, id_, at in self.fetch("open_operations")]
+            return [(seq, id_, _instant(at) + 0.0) for seq, id_, at in found]
 
     def seqs_to_send(self, end: int) -> array[int]:
         """The NEW rows whose record begins before byte ``end``, by line."""
@@ -512,8 +518,9 @@ class Ledger:
 
     def maybe_paid(self, limit: int) -> list[tuple[int, Any, int]]:
         """(line, id, payments beyond the first that may have happened), by line."""
+        found = self.fetch("maybe_paid", limit=limit)
         with self._sound():
-            return [(line, _id(id_), count) for line, id_, count in self.fetch("maybe_paid", limit=limit)]
+            return [(line, _id(id_), count) for line, id_, count in found]
 
 
 def files_of(path: Path) -> list[Path]:
@@ -522,20 +529,24 @@ def files_of(path: Path) -> list[Path]:
 
 
 def _check_files(path: Path) -> None:
-    """SQLite follows links, waits at pipes, and deletes what a journal names as its head."""
+    """SQLite follows links, waits at pipes, writes to second names, and deletes what a journal names as its head."""
     for each in files_of(path):
-        if not os.path.lexists(each):
+        try:
+            found = os.lstat(each)
+            if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+                remedy = f"mv {each} {each}.old && cp {each}.old {each}"
+                raise DiskProblem(f"`{each}` has a second name, and would change under it", remedy=remedy)
+            if not stat.S_ISREG(found.st_mode) or _names_a_head(each, found.st_size):
+                raise DiskProblem(f"`{each}` is not a plain file of ours", remedy="move it away")
+        except FileNotFoundError:  # SQLite removes them when it is done
             continue
-        found = os.lstat(each)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or _names_a_head(each):
-            raise DiskProblem(f"`{each}` is not a plain file of ours", remedy="move it away")
 
 
-def _names_a_head(path: Path) -> bool:
+def _names_a_head(path: Path, size: int) -> bool:
     if not path.name.endswith("-journal"):
         return False
     with path.open("rb") as journal:
-        journal.seek(-min(len(HEAD_OF_JOURNALS), path.stat().st_size), os.SEEK_END)
+        journal.seek(max(0, size - len(HEAD_OF_JOURNALS)))
         return journal.read() == HEAD_OF_JOURNALS
 
 

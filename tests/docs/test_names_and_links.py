@@ -20,11 +20,10 @@ def commands() -> dict[str, click.Command]:
 
 
 def options() -> set[str]:
-    context = click.Context(cli)
     return {
         option
         for command in (cli, *commands().values())
-        for each in command.get_params(context)
+        for each in command.get_params(click.Context(command, **cli.context_settings))
         for option in each.opts
     }
 

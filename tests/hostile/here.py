@@ -25,6 +25,7 @@ from batchrun.log import LOGGER, keep_secret
 from batchrun.providers.http import Exchange, Reply
 from batchrun.providers.yandex import Yandex, credentials_from
 from batchrun.storage import disk
+from tests.conftest import credentials_below
 from tests.crashes import service as clocks
 
 KEY = "AQVNhostile-key-that-nobody-may-see"
@@ -173,6 +174,8 @@ def in_memory() -> Iterator[Path]:
     where = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=where if os.access(where, os.W_OK) else None) as folder:
         yield Path(folder)
+        found = credentials_below(Path(folder))
+        assert not found, f"credentials stand in {found}"
 
 
 def copy_of(job: Path, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -166,7 +167,9 @@ def test_any_words_behind_a_verb_are_understood_or_refused_in_words(verb: str, w
 def test_any_faults_are_understood_or_refused_in_words(text: str) -> None:
     """Fails if the emulator takes a number that is none."""
     with suppress(ValueError):
-        Settings.parse(text)
+        taken = Settings.parse(text)
+        assert 0 <= taken.p50 <= taken.p99 < math.inf
+        assert 0 <= taken.lost <= 1
 
 
 @pytest.mark.parametrize(

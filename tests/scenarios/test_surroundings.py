@@ -72,6 +72,15 @@ def test_a_run_that_was_stopped_for_a_while_does_not_make_up_for_the_time(bench:
     bench.check()
 
 
+def test_what_a_library_has_to_say_is_not_shown(bench: Bench) -> None:
+    """Fails if ``main`` leaves logging's last resort in place, which prints warnings as they are."""
+    bench.records("a")
+    chatty = "import logging, batchrun.job; batchrun.job.loop_factory = lambda: logging.getLogger('x').warning('AQVN')"
+    ran = bench.run(program=with_changes(chatty))
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    bench.check()
+
+
 def test_no_open_file_is_handed_down_to_a_child(bench: Bench) -> None:
     """A child would keep lock and output locked. Fails if any file of a run is made inheritable."""
     if not os.path.isdir("/proc/self/fdinfo"):

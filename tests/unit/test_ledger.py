@@ -548,6 +548,11 @@ def test_runs_are_remembered_and_a_killed_one_has_no_end(ledger: Ledger) -> None
     assert run is not None
     assert (run.run_id, run.ended_at, run.exit_code) == (first, NOW + 5, 75)
     with ledger.transaction():
+        ledger.end_run(first, 3, NOW + 6, InputProblem("the last", remedy="mend it", before=["one", "another"]))
+    run = ledger.last_run()
+    assert run is not None
+    assert (run.cause, run.remedy) == ("one; another; the last", "mend it")
+    with ledger.transaction():
         ledger.begin_run("0.1.0", NOW + 10)
     run = ledger.last_run()
     assert run is not None
