@@ -3,38 +3,24 @@
 import difflib
 import hashlib
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from statistics import NormalDist
-from typing import Any, Self
+from typing import Annotated, Any, Self, get_args
 
 _NORMAL = NormalDist()
 _Z99 = _NORMAL.inv_cdf(0.99)
 
-LOWEST_FAULTY_STATUS = 300  # a success is not a fault
 FOR_ALL_REQUESTS = frozenset({"seed", "rps", "rph", "read_rps", "api_key", "folder"})
 """Settings that a rule for some requests cannot change."""
 
 
-def _chance() -> float:
-    return field(default=0.0, metadata={"least": 0, "most": 1, "counted": True})
-
-
-def _seconds(default: float = 0.0, *, counted: bool = False) -> float:
-    return field(default=default, metadata={"least": 0, "most": sys.float_info.max, "counted": counted})
-
-
-def _whole(default: int = 0, *, least: int = 0, most: int = 2**63) -> int:
-    return field(default=default, metadata={"least": least, "most": most})
-
-
-def _status() -> int:
-    return field(default=0, metadata={"least": 0, "most": 599, "counted": True})
-
-
-def _switch() -> int:
-    return _whole(most=1)
+Chance = Annotated[float, 0, 1]  # the least and the most that is taken
+Seconds = Annotated[float, 0, sys.float_info.max]
+Whole = Annotated[int, 0, 2**63]
+Status = Annotated[int, 0, 599]
+Switch = Annotated[int, 0, 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,59 +31,56 @@ class Settings:
         ValueError: a value is out of its range, or ``p99`` is below ``p50``.
     """
 
-    p50: float = _seconds(0.3)  # half of the operations finish within p50 seconds; 0 = all at once
-    p99: float = _seconds(1.0)
-    seed: int = _whole(least=-(2**63))
-    retention: float = _seconds(259_200.0)
-    rps: int = _whole()  # quotas: 0 = off
-    rph: int = _whole()
-    read_rps: int = _whole()
+    p50: Seconds = 0.3  # half of the operations finish within p50 seconds; 0 = all at once
+    p99: Seconds = 1.0
+    seed: Annotated[int, -(2**63), 2**63] = 0
+    retention: Seconds = 259_200.0
+    rps: Whole = 0  # quotas: 0 = off
+    rph: Whole = 0
+    read_rps: Whole = 0
     api_key: str = ""  # "" = any
     folder: str = ""
-    retry_after: int = _whole()  # seconds, sent with every 429; 0 = not sent
+    retry_after: Whole = 0  # seconds, sent with every 429; 0 = not sent
 
-    status: int = _status()  # 0 = off, else the HTTP status of every submit
-    reset: float = _chance()
-    refuse: float = _chance()
-    error_before: float = _chance()
-    slow: float = _seconds(counted=True)
-    lost: float = _chance()
-    cut: float = _chance()
-    garbled: float = _chance()
-    error_after: float = _chance()
-    same_id: float = _chance()
+    status: Status = 0  # 0 = off, else the HTTP status of every submit
+    reset: Chance = 0.0
+    refuse: Chance = 0.0
+    error_before: Chance = 0.0
+    slow: Seconds = 0.0
+    lost: Chance = 0.0
+    cut: Chance = 0.0
+    garbled: Chance = 0.0
+    error_after: Chance = 0.0
+    same_id: Chance = 0.0
 
-    missing: float = _chance()
-    stuck: float = _chance()
-    fail: float = _chance()
-    fail_code: int = _whole(13, least=1, most=16)
-    fail_times: int = _whole(-1, least=-1)  # per distinct request; -1 = no limit
-    neither: float = _chance()
-    filter: float = _chance()
-    truncate: float = _chance()
+    missing: Chance = 0.0
+    stuck: Chance = 0.0
+    fail: Chance = 0.0
+    fail_code: Annotated[int, 1, 16] = 13
+    fail_times: Annotated[int, -1, 2**63] = -1  # per distinct request; -1 = no limit
+    neither: Chance = 0.0
+    filter: Chance = 0.0
+    truncate: Chance = 0.0
 
-    poll_status: int = _status()
-    poll_reset: float = _chance()
-    poll_refuse: float = _chance()
-    poll_error: float = _chance()
-    poll_slow: float = _seconds(counted=True)
-    poll_garbled: float = _chance()
+    poll_status: Status = 0
+    poll_reset: Chance = 0.0
+    poll_refuse: Chance = 0.0
+    poll_error: Chance = 0.0
+    poll_slow: Seconds = 0.0
+    poll_garbled: Chance = 0.0
 
-    omit_null: int = _switch()
-    null_timestamps: int = _switch()
-    no_reasoning_details: int = _switch()
-    random_key_order: int = _switch()
+    omit_null: Switch = 0
+    null_timestamps: Switch = 0
+    no_reasoning_details: Switch = 0
+    random_key_order: Switch = 0
 
     def __post_init__(self) -> None:
-        for name, limits in _LIMITS.items():
-            value = getattr(self, name)
-            if not limits["least"] <= value <= limits["most"]:
-                span = f"between {limits['least']:g} and {limits['most']:g}"
-                raise ValueError(f"`{name}={value}`: must lie {span}")
+        for name, (least, most) in _LIMITS.items():
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"`{name}={getattr(self, name)}`: must lie between {least:g} and {most:g}")
         for name in ("status", "poll_status"):
-            value = getattr(self, name)
-            if 0 < value < LOWEST_FAULTY_STATUS:
-                raise ValueError(f"`{name}={value}`: must be 0 (off) or an HTTP status from 300 to 599")
+            if 0 < getattr(self, name) < 300:  # a success is not a fault
+                raise ValueError(f"`{name}={getattr(self, name)}`: must be 0 (off) or an HTTP status from 300 to 599")
         if self.p99 < self.p50:
             raise ValueError(f"`p99={self.p99:g}` is below `p50={self.p50:g}`: set both")
 
@@ -123,23 +106,21 @@ class Settings:
         return replace(self, **{name: _coerced(name, value) for name, value in values.items()})
 
 
-_DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(Settings)}
-_LIMITS = {each.name: each.metadata for each in fields(Settings) if each.metadata}
-COUNTED_FAULTS = tuple(each.name for each in fields(Settings) if each.metadata.get("counted"))
+_KINDS: dict[str, type] = {each.name: type(each.default) for each in fields(Settings)}
+_LIMITS = {each.name: get_args(each.type)[1:] for each in fields(Settings) if each.type is not str}
+COUNTED_FAULTS = [each.name for each in fields(Settings) if each.type in (Chance, Status)] + ["slow", "poll_slow"]
 """Faults with a counter of their own, under their own name, in the statistics."""
 
 
 def _coerced(name: str, value: object) -> Any:
-    if name not in _DEFAULTS:
-        near = difflib.get_close_matches(name, _DEFAULTS, n=1)
-        hint = f": did you mean `{near[0]}`?" if near else f"; the settings are {', '.join(_DEFAULTS)}"
+    if name not in _KINDS:
+        near = difflib.get_close_matches(name, _KINDS, n=1)
+        hint = f": did you mean `{near[0]}`?" if near else f"; the settings are {', '.join(_KINDS)}"
         raise ValueError(f"unknown setting `{name}`{hint}")
-    wanted = type(_DEFAULTS[name])
+    wanted = _KINDS[name]
     try:
-        if wanted is str and not isinstance(value, str):
-            raise ValueError
         converted = wanted(value)
-        if wanted is int and not isinstance(value, str) and converted != value:
+        if not isinstance(value, str) and converted != value:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         kind = {int: "a whole number", float: "a number", str: "text"}[wanted]
@@ -152,12 +133,12 @@ class Plan:
     """The settings in force, and those for requests whose last message holds a given text."""
 
     settings: Settings
-    overrides: tuple[tuple[str, Mapping[str, object]], ...] = ()
-    rules: tuple[tuple[str, Settings], ...] = ()
+    rules: Sequence[object] = ()  # as they were given
+    _settings_by_text: Sequence[tuple[str, Settings]] = ()
 
     def for_text(self, text: str) -> Settings:
         """The settings for one request: those of the first rule that matches, else the common ones."""
-        return next((settings for part, settings in self.rules if part in text), self.settings)
+        return next((settings for part, settings in self._settings_by_text if part in text), self.settings)
 
     def updated(self, change: Mapping[str, object]) -> "Plan":
         """The plan after one ``PUT /_faults``. Rules stay, over the new settings, unless ``rules`` is named.
@@ -165,25 +146,19 @@ class Plan:
         Raises:
             ValueError: an unknown name, a value out of range, or a rule that is none.
         """
-        named = {name: value for name, value in change.items() if name != "rules"}
-        settings = self.settings.updated(named)
-        overrides = _overrides(change["rules"]) if "rules" in change else self.overrides
-        rules = tuple((part, settings.updated(values)) for part, values in overrides)
-        return Plan(settings, overrides, rules)
+        rules = change.get("rules", self.rules)
+        if not isinstance(rules, list | tuple):
+            raise ValueError("`rules` must be a list of objects")
+        settings = self.settings.updated({name: value for name, value in change.items() if name != "rules"})
+        return Plan(settings, rules, [_under_rule(settings, rule) for rule in rules])
 
 
-def _overrides(rules: object) -> tuple[tuple[str, Mapping[str, object]], ...]:
-    if not isinstance(rules, list):
-        raise ValueError("`rules` must be a list of objects")
-    return tuple(_override(rule) for rule in rules)
-
-
-def _override(rule: object) -> tuple[str, Mapping[str, object]]:
+def _under_rule(settings: Settings, rule: object) -> tuple[str, Settings]:
     if not isinstance(rule, dict) or not isinstance(rule.get("text"), str):
         raise ValueError('a rule must be an object with a `"text"`')
-    for name in sorted(FOR_ALL_REQUESTS & rule.keys()):
-        raise ValueError(f"`{name}` holds for all requests: it cannot stand in a rule")
-    return rule["text"], {name: value for name, value in rule.items() if name != "text"}
+    if common := FOR_ALL_REQUESTS & rule.keys():
+        raise ValueError(f"`{min(common)}` holds for all requests: it cannot stand in a rule")
+    return rule["text"], settings.updated({name: value for name, value in rule.items() if name != "text"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,10 +206,8 @@ def ending(settings: Settings, draws: Draws, *, failures: int) -> Ending:
     Args:
         failures: Operations of the same distinct request that were already made to fail.
     """
-    for candidate in Ending:
-        if candidate is Ending.FINAL:
-            break
-        may_fail = settings.fail_times < 0 or failures < settings.fail_times
+    may_fail = settings.fail_times < 0 or failures < settings.fail_times
+    for candidate in list(Ending)[:-1]:
         if (candidate is not Ending.FAIL or may_fail) and draws.hit(settings, candidate):
             return candidate
     return Ending.FINAL
