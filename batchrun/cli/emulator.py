@@ -27,7 +27,7 @@ def emulator(port: int, faults: str, journal: Path | None) -> None:
     """
     settings = settings_of(faults, "--faults")
     try:
-        server.serve_forever(settings, host="127.0.0.1", port=port, journal=journal)
+        server.serve_forever(settings, port=port, journal=journal)
     except (OSError, ValueError) as error:
         raise UsageProblem(f"the emulator cannot start: {error}", remedy="another --port or --journal") from error
 

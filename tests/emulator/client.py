@@ -126,7 +126,7 @@ def emulator_process(settings: str, journal: Path) -> Iterator[tuple["subprocess
     """An emulator in a process of its own, with its address; killed at the end if it still lives."""
     code = (
         "import sys; from pathlib import Path; from batchrun.emulator import Settings, serve_forever;"
-        "serve_forever(Settings.parse(sys.argv[1]), host='127.0.0.1', port=0, journal=Path(sys.argv[2]))"
+        "serve_forever(Settings.parse(sys.argv[1]), port=0, journal=Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", code, settings, str(journal)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
