@@ -2,50 +2,35 @@
 
 import os
 import random
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict, deque
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import orjson
 
-from . import shapes
 from .faults import Ending
-from .requests import CompletionRequest
 
 KEPT_CHARACTERS = 200
 ID_ALPHABET = "0123456789abcdefghijklmnopqrstuv"
 
 
-@dataclass(slots=True)
-class DistinctRequest:
-    """One request body and everything that was accepted for it. Most of the prompt is not kept."""
-
-    digest: bytes
-    text: str  # the first 200 characters of the last message
-    characters: int
-    times_seen: int = 0  # drawn for, accepted or not
-    failures: int = 0
-    operation_ids: list[str] = field(default_factory=list)
-
-    @property
-    def sha256(self) -> str:
-        return self.digest.hex()
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Operation:
-    """One accepted operation. Its end is settled at acceptance, by the wall clock: it survives a restart."""
+    """One accepted operation, and its line in the journal; ``request`` is the SHA-256 of the body that asked for it.
+
+    Its end is settled at acceptance, by the wall clock: it survives a restart.
+    """
 
     id: str
-    request: DistinctRequest
+    request: str
+    text: str  # the first 200 characters of the last message: most of the prompt is not kept
+    characters: int
     occurrence: int  # how many times its request had been seen before
     accepted_at: float
     finishes_at: float
     ending: Ending
     fail_code: int
-    polls: int = 0
 
     def is_done(self, now: float) -> bool:
         return self.ending is not Ending.STUCK and now >= self.finishes_at
@@ -54,156 +39,67 @@ class Operation:
         return self.ending is not Ending.MISSING and now < self.accepted_at + retention_s
 
 
-def operation_document(operation: Operation, *, done: bool) -> shapes.Json:
-    """The Operation as the service shows it, with its result when it is done."""
-    modified_at = operation.finishes_at if done else operation.accepted_at
-    document = shapes.operation(operation.id, created_at=operation.accepted_at, modified_at=modified_at, done=done)
-    if not done or operation.ending is Ending.NEITHER:
-        return document
-    if operation.ending is Ending.FAIL:
-        return {**document, "error": shapes.failure(operation.fail_code)}
-    return {**document, "response": _completion(operation)}
+class Book:
+    """All operations and payments; with a journal it is as it was after any kill.
 
+    The journal is never synced: it stands in for a remote machine, which no SIGKILL of ours reaches; what the kernel
+    has is safe enough. No journal is a null device.
 
-def _completion(operation: Operation) -> shapes.Json:
-    request = operation.request
-    text, status = shapes.answer_text(request.text, request.sha256), "FINAL"
-    if operation.ending is Ending.FILTER:
-        text, status = shapes.FILTERED_TEXT, "CONTENT_FILTER"
-    elif operation.ending is Ending.TRUNCATE:
-        text, status = text[: len(text) // 2], "TRUNCATED_FINAL"
-    return shapes.completion(text, status=status, prompt_characters=request.characters)
+    Raises:
+        ValueError: the journal holds a line that no emulator wrote.
+        OSError: the journal cannot be opened, or is a link.
+    """
 
+    def __init__(self, journal: Path | None) -> None:
+        self.operations: dict[str, Operation] = {}
+        self.paid: defaultdict[str, list[str]] = defaultdict(list)  # by request, as the two below: ids of operations
+        self.seen = Counter[str]()  # drawn for, accepted or not
+        self.failures = Counter[str]()
+        self._path = journal or os.devnull
+        self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        if journal is not None:
+            os.fchmod(self._file, 0o600)
+            self._restore()
 
-class Journal:
-    """One line per accepted operation. No fsync: it stands in for a remote machine, which no SIGKILL of ours
-    reaches; what the kernel has is safe enough."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        os.fchmod(self._file, 0o600)
-
-    def lines(self) -> Iterator[bytes]:
-        """The lines written so far. A last line without its end was never answered for: it is cut off."""
+    def _restore(self) -> None:
         whole_bytes = 0
         with open(self._file, "rb", closefd=False) as lines:
-            for line in lines:
-                if not line.endswith(b"\n"):
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n"):  # torn, so it was never answered for
                     os.ftruncate(self._file, whole_bytes)
                     return
                 whole_bytes += len(line)
-                yield line
-
-    def append(self, line: bytes) -> None:
-        if os.write(self._file, line) != len(line):
-            raise OSError(f"journal `{self._path}` could not be written: is the disk full?")
+                try:
+                    fields = orjson.loads(line)
+                    operation = Operation(**{**fields, "ending": Ending(fields["ending"])})
+                    self.seen[operation.request] = max(self.seen[operation.request], operation.occurrence + 1)
+                except (ValueError, KeyError, TypeError) as exc:
+                    self.close()
+                    raise ValueError(f"{self._path}:{number}: not a line of an emulator's journal") from exc
+                self._remember(operation)
 
     def close(self) -> None:
         os.close(self._file)
 
-
-class Book:
-    """All operations and payments; with a journal it is as it was after any kill."""
-
-    def __init__(self, journal: Journal | None) -> None:
-        self.operations: dict[str, Operation] = {}
-        self.distinct_paid = 0
-        self.latest_id: str | None = None
-        self._requests: dict[bytes, DistinctRequest] = {}
-        self._journal = journal
-
-    @classmethod
-    def open(cls, path: Path | None) -> Self:
-        """A book over the journal at ``path``, with everything that stands in it.
-
-        Raises:
-            ValueError: a line is not one that an emulator wrote.
-        """
-        if path is None:
-            return cls(None)
-        journal = Journal(path)
-        book = cls(journal)
-        for number, line in enumerate(journal.lines(), start=1):
-            try:
-                book._restore(orjson.loads(line))
-            except (ValueError, KeyError, TypeError) as exc:
-                journal.close()
-                raise ValueError(f"{path}:{number}: not a line of an emulator's journal") from exc
-        return book
-
-    def close(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
-
-    def meet(self, request: CompletionRequest) -> DistinctRequest:
-        """The memory of this distinct request, made on first sight."""
-        known = self._requests.get(request.digest)
-        if known is None:
-            text = request.text[:KEPT_CHARACTERS]
-            known = self._requests[request.digest] = DistinctRequest(request.digest, text, request.characters)
-        return known
-
     def accept(self, operation: Operation) -> None:
         """Take an operation for good: it is in the journal when this returns."""
-        if self._journal is not None:
-            self._journal.append(_journal_line(operation))
+        line = orjson.dumps(operation, option=orjson.OPT_APPEND_NEWLINE)
+        if os.write(self._file, line) != len(line):
+            raise OSError(f"journal `{self._path}` could not be written: is the disk full?")
         self._remember(operation)
 
     def _remember(self, operation: Operation) -> None:
-        request = operation.request
-        self.distinct_paid += not request.operation_ids
-        request.operation_ids.append(operation.id)
-        request.failures += operation.ending is Ending.FAIL
         self.operations[operation.id] = operation
-        self.latest_id = operation.id
-
-    def _restore(self, line: dict[str, Any]) -> None:
-        digest = bytes.fromhex(line["request"])
-        request = self._requests.get(digest)
-        if request is None:
-            request = self._requests[digest] = DistinctRequest(digest, line["text"], line["characters"])
-        request.times_seen = max(request.times_seen, line["occurrence"] + 1)
-        self._remember(
-            Operation(
-                id=line["id"],
-                request=request,
-                occurrence=line["occurrence"],
-                accepted_at=line["accepted_at"],
-                finishes_at=line["finishes_at"],
-                ending=Ending(line["ending"]),
-                fail_code=line["fail_code"],
-            )
-        )
+        self.paid[operation.request].append(operation.id)
+        if operation.ending is Ending.FAIL:
+            self.failures[operation.request] += 1
 
     def payments(self) -> list[dict[str, Any]]:
         """One entry per distinct request that was accepted at least once: a count above 1 was paid twice."""
         return [
-            {
-                "request": request.sha256,
-                "text": request.text,
-                "count": len(request.operation_ids),
-                "operation_ids": request.operation_ids,
-            }
-            for request in self._requests.values()
-            if request.operation_ids
+            {"request": request, "text": self.operations[ids[0]].text, "count": len(ids), "operation_ids": ids}
+            for request, ids in self.paid.items()
         ]
-
-
-def _journal_line(operation: Operation) -> bytes:
-    request = operation.request
-    line = {
-        "id": operation.id,
-        "request": request.sha256,
-        "text": request.text,
-        "characters": request.characters,
-        "occurrence": operation.occurrence,
-        "accepted_at": operation.accepted_at,
-        "finishes_at": operation.finishes_at,
-        "ending": operation.ending.value,
-        "fail_code": operation.fail_code,
-    }
-    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def new_operation_id() -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,31 @@ MAX_TEXT_CHARACTERS = 100_000
 _MODEL_URI = re.compile(r"(?:gpt|ds)://([^/\s]+)/[^/\s]+(?:/[^/\s]+)?")
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,19}")
 
-Reader = Callable[[object, str], Any]
-"""Takes a JSON value that is not null and its place; gives the value under its official names, or raises."""
+# CompletionRequest [P]. A field holds a scalar (`dict` is a Struct), an enum as a tuple of its names, a list as a list
+# of one item, or a message as a dictionary.
+_REQUEST = {
+    "modelUri": str,
+    "completionOptions": {
+        "stream": bool,
+        "temperature": float,
+        "maxTokens": int,
+        "reasoningOptions": {"mode": ("REASONING_MODE_UNSPECIFIED", "DISABLED", "ENABLED_HIDDEN")},
+    },
+    "messages": [
+        {
+            "role": str,  # a plain string in the proto; which ones the service takes is not checked
+            "text": str,
+            "toolCallList": {"toolCalls": [{"functionCall": {"name": str, "arguments": dict}}]},
+            "toolResultList": {"toolResults": [{"functionResult": {"name": str, "content": str}}]},
+        }
+    ],
+    "tools": [{"function": {"name": str, "description": str, "parameters": dict, "strict": bool}}],
+    "jsonObject": bool,
+    "jsonSchema": {"schema": dict},
+    "parallelToolCalls": bool,
+    "toolChoice": {"mode": ("TOOL_CHOICE_MODE_UNSPECIFIED", "NONE", "AUTO", "REQUIRED"), "functionName": str},
+}
+_ONE_OF = (("text", "toolCallList", "toolResultList"), ("jsonObject", "jsonSchema"), ("mode", "functionName"))
 
 
 class InvalidRequest(ValueError):
@@ -24,7 +47,7 @@ class InvalidRequest(ValueError):
 class CompletionRequest:
     """What the emulator needs of one request."""
 
-    digest: bytes  # SHA-256 of the body as JSON with sorted keys: what makes a request distinct
+    sha256: str  # of the body as JSON with sorted keys: what makes a request distinct
     folder: str
     text: str  # of the last message; "" when it carries tool results
     characters: int  # of all messages
@@ -41,13 +64,13 @@ def read_completion_request(body: bytes) -> CompletionRequest:
         canonical = orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
     except (orjson.JSONDecodeError, orjson.JSONEncodeError) as exc:
         raise InvalidRequest(f"cannot read the body as JSON: {exc}") from exc
-    request = _completion_request(document, "request")
+    request = _read_message(document, _REQUEST, "request")
     folder = _folder(request.get("modelUri", ""))
     _check_options(request.get("completionOptions", {}))
     texts = [_checked_text(message) for message in request.get("messages", [])]
     if not texts:
         raise InvalidRequest("messages must not be empty")
-    return CompletionRequest(hashlib.sha256(canonical).digest(), folder, texts[-1], sum(map(len, texts)))
+    return CompletionRequest(hashlib.sha256(canonical).hexdigest(), folder, texts[-1], sum(map(len, texts)))
 
 
 def _folder(model_uri: str) -> str:
@@ -76,18 +99,53 @@ def _checked_text(message: Mapping[str, Any]) -> str:
     return text
 
 
-def _exactly(kind: type) -> Reader:
-    def read(value: object, place: str) -> object:
-        if not isinstance(value, kind):
-            raise InvalidRequest(f"{place}: wrong type")
-        return value
+def _read_message(value: object, fields: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """A proto message: names in either spelling, null is absent, nothing unknown, at most one of a oneof."""
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{place}: must be an object")
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        name = _camel_case(key)
+        if name not in fields:
+            raise InvalidRequest(f'{place}: unknown field "{key}"')
+        if name in found:
+            raise InvalidRequest(f'{place}: field "{name}" is given twice')
+        if item is not None:
+            found[name] = _read(item, fields[name], name)
+    for names in _ONE_OF:
+        if sum(name in found for name in names) > 1:
+            raise InvalidRequest(f"{place}: only one of {', '.join(names)} may be set")
+    return found
 
-    return read
+
+def _camel_case(key: str) -> str:
+    """``max_tokens`` and ``maxTokens`` are the official spellings; what mixes the two stays as it is."""
+    return re.sub("_([a-z])", lambda match: match[1].upper(), key) if key.islower() else key
+
+
+def _read(value: Any, kind: Any, place: str) -> Any:
+    """A value that is not null, as its kind wants it: int64 and double may come as text, an enum as a number."""
+    if isinstance(kind, dict):
+        return _read_message(value, kind, place)
+    if isinstance(kind, list):
+        if not isinstance(value, list) or None in value:
+            raise InvalidRequest(f"{place}: must be a list without nulls")
+        return [_read(each, kind[0], place) for each in value]
+    if isinstance(kind, tuple):
+        if value not in kind and type(value) is not int:
+            raise InvalidRequest(f"{place}: not one of {', '.join(kind)}")
+        return value
+    if kind is int:
+        return _int64(value, place)
+    if kind is float:
+        return _double(value, place)
+    if not isinstance(value, kind):
+        raise InvalidRequest(f"{place}: wrong type")
+    return value
 
 
 def _int64(value: object, place: str) -> int:
-    is_whole_text = isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value)
-    if isinstance(value, str | float) and (is_whole_text or (isinstance(value, float) and value.is_integer())):
+    if (isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value)) or (isinstance(value, float) and value.is_integer()):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
         raise InvalidRequest(f"{place}: not a 64-bit whole number")
@@ -98,89 +156,6 @@ def _double(value: object, place: str) -> float:
     try:
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             return float(value)
-    except (ValueError, OverflowError):
+    except ValueError:
         pass
     raise InvalidRequest(f"{place}: not a number")
-
-
-def _enum(*names: str) -> Reader:
-    def read(value: object, place: str) -> object:
-        if value in names or (isinstance(value, int) and not isinstance(value, bool)):
-            return value
-        raise InvalidRequest(f"{place}: not one of {', '.join(names)}")
-
-    return read
-
-
-def _list_of(item: Reader) -> Reader:
-    def read(value: object, place: str) -> list[Any]:
-        if not isinstance(value, list) or None in value:
-            raise InvalidRequest(f"{place}: must be a list without nulls")
-        return [item(each, place) for each in value]
-
-    return read
-
-
-def _object(fields: Mapping[str, Reader], *, one_of: tuple[str, ...] = ()) -> Reader:
-    """A proto message: names in either spelling, null is absent, nothing unknown, at most one of a oneof."""
-    official = {spelling: name for name in fields for spelling in (name, _snake_case(name))}
-
-    def read(value: object, place: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise InvalidRequest(f"{place}: must be an object")
-        found: dict[str, Any] = {}
-        for key, item in value.items():
-            name = official.get(key)
-            if name is None:
-                raise InvalidRequest(f'{place}: unknown field "{key}"')
-            if name in found:
-                raise InvalidRequest(f'{place}: field "{name}" is given twice')
-            if item is not None:
-                found[name] = fields[name](item, name)
-        if sum(name in found for name in one_of) > 1:
-            raise InvalidRequest(f"{place}: only one of {', '.join(one_of)} may be set")
-        return found
-
-    return read
-
-
-def _snake_case(name: str) -> str:
-    return re.sub(r"[A-Z]", lambda capital: "_" + capital[0].lower(), name)
-
-
-_text, _boolean, _struct = _exactly(str), _exactly(bool), _exactly(dict)
-
-# The messages of CompletionRequest [P], the inner ones first.
-_reasoning_mode = _enum("REASONING_MODE_UNSPECIFIED", "DISABLED", "ENABLED_HIDDEN")
-_options = _object({
-    "stream": _boolean,
-    "temperature": _double,
-    "maxTokens": _int64,
-    "reasoningOptions": _object({"mode": _reasoning_mode}),
-})  # fmt: skip
-_tool_call = _object({"functionCall": _object({"name": _text, "arguments": _struct})})
-_tool_result = _object({"functionResult": _object({"name": _text, "content": _text})})
-_message = _object(
-    {
-        "role": _text,  # a plain string in the proto; which ones the service takes is not checked
-        "text": _text,
-        "toolCallList": _object({"toolCalls": _list_of(_tool_call)}),
-        "toolResultList": _object({"toolResults": _list_of(_tool_result)}),
-    },
-    one_of=("text", "toolCallList", "toolResultList"),
-)
-_function = _object({"name": _text, "description": _text, "parameters": _struct, "strict": _boolean})
-_tool_choice_mode = _enum("TOOL_CHOICE_MODE_UNSPECIFIED", "NONE", "AUTO", "REQUIRED")
-_completion_request = _object(
-    {
-        "modelUri": _text,
-        "completionOptions": _options,
-        "messages": _list_of(_message),
-        "tools": _list_of(_object({"function": _function})),
-        "jsonObject": _boolean,
-        "jsonSchema": _object({"schema": _struct}),
-        "parallelToolCalls": _boolean,
-        "toolChoice": _object({"mode": _tool_choice_mode, "functionName": _text}, one_of=("mode", "functionName")),
-    },
-    one_of=("jsonObject", "jsonSchema"),
-)

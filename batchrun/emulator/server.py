@@ -6,21 +6,19 @@ import struct
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
-from http import HTTPStatus
+from functools import partial
 from typing import Any
-from urllib.parse import parse_qs
 
 import orjson
 from aiohttp import web
 
 from . import shapes
 from .faults import COUNTED_FAULTS, Draws, Ending, Plan, Settings, ending, latency_s
-from .operations import Book, DistinctRequest, Operation, SlidingWindow, new_operation_id, operation_document
+from .operations import KEPT_CHARACTERS, Book, Operation, SlidingWindow, new_operation_id
 from .requests import CompletionRequest, InvalidRequest, read_completion_request
 
-SUBMIT_PATH = "/foundationModels/v1/completionAsync"
-OPERATION_PREFIX = "/operations/"
+SUBMIT = "POST /foundationModels/v1/completionAsync"
+POLL = "GET /operations/"
 OTHER_COUNTERS = (
     *("submits_received", "submits_unauthorised", "submits_invalid", "refused_quota"),
     *("polls_received", "polls_unauthorised", "polls_refused_quota"),
@@ -31,13 +29,12 @@ OTHER_COUNTERS = (
 class Refused(Exception):
     """A request ends here, with an error in the shape of its endpoint."""
 
-    def __init__(self, http: int, message: str, *, retry_after_s: int = 0) -> None:
-        super().__init__(message)
+    def __init__(self, http: int, settings: Settings, message: str | None = None) -> None:
+        super().__init__(message or shapes.text_for_status(http, settings.folder))
         self.http = http
-        self.message = message
-        self.headers = (
-            {"Retry-After": str(retry_after_s)} if http == HTTPStatus.TOO_MANY_REQUESTS and retry_after_s else {}
-        )
+        self.headers: dict[str, str] = {}
+        if http == 429 and settings.retry_after:
+            self.headers["Retry-After"] = str(settings.retry_after)
 
 
 class Service:
@@ -46,102 +43,99 @@ class Service:
     def __init__(self, settings: Settings, book: Book) -> None:
         self._plan = Plan(settings)
         self._book = book
+        self._polls = Counter[str]()  # of each operation
         self._counts = Counter[str](dict.fromkeys((*OTHER_COUNTERS, *COUNTED_FAULTS), 0))
         self._received_in_second, self._received_in_hour = SlidingWindow(1), SlidingWindow(3600)
         self._admitted_in_second, self._admitted_in_hour = SlidingWindow(1), SlidingWindow(3600)
         self._reads_in_second = SlidingWindow(1)
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        path, method = request.path, request.method
-        if method == "POST" and path == SUBMIT_PATH:
-            return await self._answer_submit(request)
-        if method == "GET" and path.startswith(OPERATION_PREFIX):
-            return await self._answer_poll(request, _readable(path.removeprefix(OPERATION_PREFIX)))
-        if method == "PUT" and path == "/_faults":  # not part of the real service, as the next one
+        call = f"{request.method} {request.path}"
+        if call == "PUT /_faults":  # not part of the real service, as the next one
             return self._change_faults(await request.read())
-        if method == "GET" and path == "/_stats":
-            totals_only = parse_qs(request.query_string).get("totals") == ["1"]
-            return _json_response(self.stats(totals_only=totals_only))
-        return _json_response(shapes.operation_error(5, "Not Found", str(uuid.uuid4())), http=404)
+        if call == "GET /_stats":
+            return _response(orjson.dumps(self._stats(totals_only=request.query.get("totals") == "1")))
+        try:
+            if call == SUBMIT:
+                return await self._submit(request)
+            if call.startswith(POLL):
+                return await self._poll(request, _readable(call.removeprefix(POLL)))
+            raise Refused(404, self._plan.settings, "Not Found")
+        except Refused as refused:
+            headers = {"x-request-id": str(uuid.uuid4()), **refused.headers}
+            if 300 <= refused.http < 400:  # a redirect to itself: a client that follows it is counted again
+                headers["Location"] = request.path
+            error = shapes.error(refused.http, str(refused), headers["x-request-id"], of_submit=call == SUBMIT)
+            return _response(orjson.dumps(error), http=refused.http, **headers)
 
     # Submitting
 
-    async def _answer_submit(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _submit(self, request: web.BaseRequest) -> web.StreamResponse:
         now = time.monotonic()
         self._counts["submits_received"] += 1
         self._received_in_second.add(now)
         self._received_in_hour.add(now)
-        try:
-            self._authorise(request, counter="submits_unauthorised")
-            wanted = await self._read_submit(request)
-            return await self._submit(request, wanted)
-        except Refused as refused:
-            body = shapes.submit_error(shapes.CODE_OF_HTTP.get(refused.http, 2), refused.message)
-            return _json_response(body, http=refused.http, headers=refused.headers)
-
-    async def _read_submit(self, request: web.BaseRequest) -> CompletionRequest:
-        try:
-            wanted = read_completion_request(await request.read())
-        except InvalidRequest as exc:
-            self._counts["submits_invalid"] += 1
-            raise Refused(400, str(exc)) from exc
-        own = self._plan.settings.folder
-        for given in (wanted.folder, _readable(request.headers.get("x-folder-id", own))):
-            if own and given != own:
-                self._counts["submits_invalid"] += 1
-                raise Refused(400, shapes.folder_mismatch(given, own))
-        return wanted
-
-    async def _submit(self, request: web.BaseRequest, wanted: CompletionRequest) -> web.StreamResponse:
+        self._authorise(request, counter="submits_unauthorised")
+        wanted = await self._read_submit(request)
         settings = self._plan.for_text(wanted.text)
-        self._refuse_with_status(settings, "status", request)
-        self._keep_submit_quotas(settings)
-        known = self._book.meet(wanted)
-        draws = Draws(self._plan.settings.seed, known.digest, str(known.times_seen))
-        known.times_seen += 1
-        happens = self._happens(settings, draws)
+        self._refuse_with_status(settings, "status")
+        self._keep_quotas(
+            settings,
+            "refused_quota",
+            (self._admitted_in_second, settings.rps, "RequestsPerSecond"),
+            (self._admitted_in_hour, settings.rph, "RequestsPerHour"),
+        )
+        occurrence = self._book.seen[wanted.sha256]
+        self._book.seen[wanted.sha256] += 1
+        draws = Draws(settings.seed, bytes.fromhex(wanted.sha256), str(occurrence))
+        happens = partial(self._happens, settings, draws)
         if happens("reset"):
             return _dropped(request, with_reset=True)
-        self._refuse_or_break(settings, happens, refuse="refuse", error="error_before")
-        earlier_id = self._book.latest_id
-        operation = self._accept(known, settings, draws)
+        if happens("refuse"):
+            raise Refused(429, settings)
+        if happens("error_before"):
+            raise Refused(503, settings)
+        earlier_id = next(reversed(self._book.operations), None)
+        operation = self._accept(wanted, occurrence, settings, draws)
         await self._wait(settings, "slow")
         if happens("lost"):
             return _dropped(request, with_reset=False)
-        shown_id = earlier_id if earlier_id and happens("same_id") else operation.id
-        document = shapes.operation(
-            shown_id, created_at=operation.accepted_at, modified_at=operation.accepted_at, done=False
-        )
+        document = shapes.operation_document(operation, done=False)
+        if earlier_id and happens("same_id"):
+            document["id"] = earlier_id
+        body = orjson.dumps(shapes.styled(document, settings))
         if happens("cut"):
-            return await _cut_response(request, orjson.dumps(_styled(document, settings)))
+            return _cut_response(body)
         if happens("garbled"):
-            return _html_response()
+            return _garbled_response()
         if happens("error_after"):
-            raise Refused(503, shapes.UNAVAILABLE)
-        return _json_response(_styled(document, settings))
+            raise Refused(503, settings)
+        return _response(body)
 
-    def _keep_submit_quotas(self, settings: Settings) -> None:
-        now, retry_after_s = time.monotonic(), settings.retry_after
-        for window, allowed, per in (
-            (self._admitted_in_second, self._plan.settings.rps, "RequestsPerSecond"),
-            (self._admitted_in_hour, self._plan.settings.rph, "RequestsPerHour"),
-        ):
-            if not window.has_room(now, allowed):
-                self._counts["refused_quota"] += 1
-                raise Refused(429, shapes.quota_exceeded(per, allowed), retry_after_s=retry_after_s)
-        self._admitted_in_second.add(now)
-        self._admitted_in_hour.add(now)
+    async def _read_submit(self, request: web.BaseRequest) -> CompletionRequest:
+        settings = self._plan.settings
+        try:
+            wanted = read_completion_request(await request.read())
+            for given in (wanted.folder, _readable(request.headers.get("x-folder-id", settings.folder))):
+                if settings.folder and given != settings.folder:
+                    raise InvalidRequest(shapes.folder_mismatch(given, settings.folder))
+        except InvalidRequest as exc:
+            self._counts["submits_invalid"] += 1
+            raise Refused(400, settings, str(exc)) from exc
+        return wanted
 
-    def _accept(self, known: DistinctRequest, settings: Settings, draws: Draws) -> Operation:
+    def _accept(self, wanted: CompletionRequest, occurrence: int, settings: Settings, draws: Draws) -> Operation:
         """From here on the request is paid for, whatever the client gets to see."""
         now = time.time()
         operation = Operation(
             id=new_operation_id(),
-            request=known,
-            occurrence=known.times_seen - 1,
+            request=wanted.sha256,
+            text=wanted.text[:KEPT_CHARACTERS],
+            characters=wanted.characters,
+            occurrence=occurrence,
             accepted_at=now,
             finishes_at=now + latency_s(settings, draws),
-            ending=ending(settings, draws, failures=known.failures),
+            ending=ending(settings, draws, failures=self._book.failures[wanted.sha256]),
             fail_code=settings.fail_code,
         )
         self._book.accept(operation)
@@ -151,91 +145,70 @@ class Service:
 
     # Polling
 
-    async def _answer_poll(self, request: web.BaseRequest, operation_id: str) -> web.StreamResponse:
-        self._counts["polls_received"] += 1
-        try:
-            self._authorise(request, counter="polls_unauthorised")
-            return await self._poll(request, operation_id)
-        except Refused as refused:
-            request_id = str(uuid.uuid4())
-            code = shapes.CODE_OF_HTTP.get(refused.http, 2)
-            body = shapes.operation_error(code, refused.message, request_id)
-            return _json_response(body, http=refused.http, headers=refused.headers, request_id=request_id)
-
     async def _poll(self, request: web.BaseRequest, operation_id: str) -> web.StreamResponse:
+        self._counts["polls_received"] += 1
+        self._authorise(request, counter="polls_unauthorised")
         operation = self._book.operations.get(operation_id)
-        settings = self._plan.for_text(operation.request.text) if operation else self._plan.settings
-        self._refuse_with_status(settings, "poll_status", request)
-        now, allowed = time.monotonic(), self._plan.settings.read_rps
-        if not self._reads_in_second.has_room(now, allowed):
-            self._counts["polls_refused_quota"] += 1
-            text = shapes.quota_exceeded("ResultRequestsPerSecond", allowed)
-            raise Refused(429, text, retry_after_s=settings.retry_after)
-        self._reads_in_second.add(now)
-        happens = self._happens(settings, self._poll_draws(operation, operation_id))
+        settings = self._plan.for_text(operation.text) if operation else self._plan.settings
+        self._refuse_with_status(settings, "poll_status")
+        quota = self._reads_in_second, settings.read_rps, "ResultRequestsPerSecond"
+        self._keep_quotas(settings, "polls_refused_quota", quota)
+        self._polls[operation_id] += 1
+        digest = bytes.fromhex(operation.request) if operation else operation_id.encode()
+        occasion = f"{operation.occurrence if operation else 'unknown'} poll {self._polls[operation_id]}"
+        happens = partial(self._happens, settings, Draws(settings.seed, digest, occasion))
         if happens("poll_reset"):
             return _dropped(request, with_reset=True)
-        self._refuse_or_break(settings, happens, refuse="poll_refuse", error="poll_error")
+        if happens("poll_refuse"):
+            raise Refused(429, settings)
+        if happens("poll_error"):
+            raise Refused(503, settings)
         await self._wait(settings, "poll_slow")
         if happens("poll_garbled"):
-            return _html_response()
-        return self._operation_response(operation, settings)
-
-    def _poll_draws(self, operation: Operation | None, operation_id: str) -> Draws:
-        seed = self._plan.settings.seed
-        if operation is None:
-            return Draws(seed, operation_id.encode(), "unknown")
-        operation.polls += 1
-        return Draws(seed, operation.request.digest, f"{operation.occurrence} poll {operation.polls}")
-
-    def _operation_response(self, operation: Operation | None, settings: Settings) -> web.Response:
+            return _garbled_response()
         now = time.time()
         if operation is None or not operation.is_known(now, settings.retention):
             self._counts["polls_not_found"] += 1
-            raise Refused(404, shapes.NOT_FOUND)
+            raise Refused(404, settings, shapes.NOT_FOUND)
         done = operation.is_done(now)
         self._counts["polls_done" if done else "polls_running"] += 1
-        return _json_response(_styled(operation_document(operation, done=done), settings))
+        document = shapes.operation_document(operation, done=done)
+        return _response(orjson.dumps(shapes.styled(document, settings)))
 
     # For both
 
     def _authorise(self, request: web.BaseRequest, *, counter: str) -> None:
+        settings = self._plan.settings
         scheme, _, secret = _readable(request.headers.get("Authorization", "")).partition(" ")
-        scheme, own = scheme.lower(), self._plan.settings.api_key
-        if scheme in ("api-key", "bearer") and secret and (not own or secret == own):
-            return
-        self._counts[counter] += 1
+        scheme = scheme.lower()
         if scheme not in ("api-key", "bearer") or not secret:
-            raise Refused(401, shapes.NO_CREDENTIALS)
-        raise Refused(401, shapes.unknown_api_key(secret) if scheme == "api-key" else shapes.BAD_TOKEN)
-
-    def _refuse_with_status(self, settings: Settings, name: str, request: web.BaseRequest) -> None:
-        http: int = getattr(settings, name)
-        if http == 0:
+            text = shapes.NO_CREDENTIALS
+        elif settings.api_key in ("", secret):
             return
-        self._counts[name] += 1
-        text = shapes.text_for_status(http, settings.folder)
-        refused = Refused(http, text, retry_after_s=settings.retry_after)
-        if http < HTTPStatus.BAD_REQUEST:  # a redirect to itself: a client that follows it is counted again
-            refused.headers["Location"] = request.path
-        raise refused
+        else:
+            text = shapes.unknown_api_key(secret) if scheme == "api-key" else shapes.BAD_TOKEN
+        self._counts[counter] += 1
+        raise Refused(401, settings, text)
 
-    def _refuse_or_break(self, settings: Settings, happens: Callable[[str], bool], *, refuse: str, error: str) -> None:
-        if happens(refuse):
-            text = shapes.text_for_status(HTTPStatus.TOO_MANY_REQUESTS, settings.folder)
-            raise Refused(HTTPStatus.TOO_MANY_REQUESTS, text, retry_after_s=settings.retry_after)
-        if happens(error):
-            raise Refused(503, shapes.UNAVAILABLE)
+    def _refuse_with_status(self, settings: Settings, name: str) -> None:
+        if http := getattr(settings, name):
+            self._counts[name] += 1
+            raise Refused(http, settings)
 
-    def _happens(self, settings: Settings, draws: Draws) -> Callable[[str], bool]:
-        """A question that counts each fault it answers with yes."""
+    def _keep_quotas(self, settings: Settings, counter: str, *quotas: tuple[SlidingWindow, int, str]) -> None:
+        now = time.monotonic()
+        for window, allowed, per in quotas:
+            if not window.has_room(now, allowed):
+                self._counts[counter] += 1
+                raise Refused(429, settings, shapes.quota_exceeded(per, allowed))
+        for window, _, _ in quotas:
+            window.add(now)
 
-        def happens(fault: str) -> bool:
-            hit = draws.hit(settings, fault)
-            self._counts[fault] += hit
-            return hit
-
-        return happens
+    def _happens(self, settings: Settings, draws: Draws, fault: str) -> bool:
+        """Whether a fault is drawn; if so, it is counted."""
+        hit = draws.hit(settings, fault)
+        self._counts[fault] += hit
+        return hit
 
     async def _wait(self, settings: Settings, name: str) -> None:
         delay_s: float = getattr(settings, name)
@@ -252,14 +225,14 @@ class Service:
                 raise ValueError("the body must be a JSON object")
             self._plan = self._plan.updated(change)
         except ValueError as exc:  # a JSONDecodeError is one
-            return _json_response({"error": str(exc)}, http=400)
-        return _json_response({name: getattr(self._plan.settings, name) for name in Settings.__slots__})
+            return _response(orjson.dumps({"error": str(exc)}), http=400)
+        return _response(orjson.dumps(self._plan.settings))
 
-    def stats(self, *, totals_only: bool) -> dict[str, Any]:
+    def _stats(self, *, totals_only: bool) -> dict[str, Any]:
         totals: dict[str, Any] = {
             **self._counts,
             "accepted": len(self._book.operations),
-            "distinct": self._book.distinct_paid,
+            "distinct": len(self._book.paid),
             "refused_injected": self._counts["refuse"],
             "polls_refused_injected": self._counts["poll_refuse"],
             "max_submits_in_one_second": self._received_in_second.busiest,
@@ -273,53 +246,21 @@ def _readable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-_STYLE_OF = {
-    "null_timestamps": shapes.with_null_timestamps,
-    "omit_null": shapes.without_nulls,
-    "no_reasoning_details": shapes.without_reasoning_details,
-    "random_key_order": shapes.in_random_key_order,
-}
+def _response(body: bytes, *, http: int = 200, content_type: str = "application/json", **headers: str) -> web.Response:
+    """[P] with the two ids that the service puts on every response."""
+    ids = {"x-request-id": str(uuid.uuid4()), "x-server-trace-id": str(uuid.uuid4())}
+    return web.Response(body=body, status=http, content_type=content_type, headers=ids | headers)
 
 
-def _styled(document: shapes.Json, settings: Settings) -> shapes.Json:
-    for name, style in _STYLE_OF.items():
-        if getattr(settings, name):
-            document = style(document)
-    return document
+def _garbled_response() -> web.Response:
+    return _response(shapes.HTML_ERROR, content_type="text/html")
 
 
-def _headers(request_id: str | None = None) -> dict[str, str]:
-    """[P] the two ids that the service puts on every response."""
-    return {"x-request-id": request_id or str(uuid.uuid4()), "x-server-trace-id": str(uuid.uuid4())}
-
-
-def _json_response(
-    document: shapes.Json,
-    *,
-    http: int = 200,
-    headers: dict[str, str] | None = None,
-    request_id: str | None = None,
-) -> web.Response:
-    return web.Response(
-        body=orjson.dumps(document),
-        status=http,
-        headers={**_headers(request_id), **(headers or {})},
-        content_type="application/json",
-    )
-
-
-def _html_response() -> web.Response:
-    return web.Response(body=shapes.HTML_ERROR, headers=_headers(), content_type="text/html")
-
-
-async def _cut_response(request: web.BaseRequest, body: bytes) -> web.StreamResponse:
+def _cut_response(body: bytes) -> web.Response:
     """Promise the whole body, send half of it, close the connection."""
-    response = web.StreamResponse(headers={**_headers(), "Content-Type": "application/json"})
-    response.content_length = len(body)
-    await response.prepare(request)
-    await response.write(body[: len(body) // 2])
-    if request.transport is not None:
-        request.transport.close()
+    response = _response(body[: len(body) // 2])
+    response.headers["Content-Length"] = str(len(body))
+    response.force_close()
     return response
 
 

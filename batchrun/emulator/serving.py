@@ -37,7 +37,7 @@ async def start(settings: Settings, *, port: int = 0, journal: Path | None = Non
     """
     loop = asyncio.get_running_loop()
     async with Emulator() as stack:
-        book = stack.enter_context(closing(Book.open(journal)))
+        book = stack.enter_context(closing(Book(journal)))
         server = web.Server(
             Service(settings, book).answer,
             request_factory=partial(web.BaseRequest, loop=loop, client_max_size=MAX_BODY_BYTES),

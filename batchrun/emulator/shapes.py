@@ -9,44 +9,62 @@ import time
 import zlib
 from typing import Any
 
+from .faults import Ending, Settings
+from .operations import Operation
+
 Json = dict[str, Any]
 
-CLOUD_ID = "b1gemulator000000000"  # [I]
-CREATED_BY = "ajeemulator000000000"  # [P] a service account's id: 20 characters
-MODEL_VERSION = "09.02.2025"  # [P] a date-like string
-RESPONSE_TYPE = "type.googleapis.com/yandex.cloud.ai.foundation_models.v1.CompletionResponse"  # [P]
 HTML_ERROR = b"<html><head><title>Oops</title></head><body><h1>Something went wrong</h1></body></html>"  # [I]
 
-INTERNAL = 13
-HTTP_OF_CODE = {  # [P] google.rpc.Code to HTTP
-    3: 400, 16: 401, 7: 403, 5: 404, 10: 409, 8: 429, 1: 499, 13: 500, 12: 501, 14: 503, 4: 504,
+CODE_OF_HTTP = {  # [P] HTTP to google.rpc.Code
+    400: 3, 401: 16, 403: 7, 404: 5, 409: 10, 429: 8, 499: 1, 500: 13, 501: 12, 503: 14, 504: 4,
 }  # fmt: skip
-CODE_OF_HTTP = {http: code for code, http in HTTP_OF_CODE.items()}
 
 
-def timestamp(at: float) -> str:
+def operation_document(operation: Operation, *, done: bool) -> Json:
+    """[P] an Operation, [R] with ``done: false`` and ``metadata: null`` spelt out, with its result when it is done."""
+    document = {
+        "id": operation.id,
+        "description": "Async GPT Completion",
+        "createdAt": _timestamp(operation.accepted_at),
+        "createdBy": "ajeemulator000000000",  # [P] a service account's id: 20 characters
+        "modifiedAt": _timestamp(operation.finishes_at if done else operation.accepted_at),
+        "done": done,
+        "metadata": None,
+    }
+    if done and operation.ending is Ending.FAIL:
+        document["error"] = _failure(operation.fail_code)
+    elif done and operation.ending is not Ending.NEITHER:
+        document["response"] = _completion(operation)
+    return document
+
+
+def _timestamp(at: float) -> str:
     """[R] RFC 3339, UTC, whole seconds."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
-def operation(operation_id: str, *, created_at: float, modified_at: float, done: bool) -> Json:
-    """[P] an Operation, [R] with ``done: false`` and ``metadata: null`` spelt out; without its result."""
-    return {
-        "id": operation_id,
-        "description": "Async GPT Completion",
-        "createdAt": timestamp(created_at),
-        "createdBy": CREATED_BY,
-        "modifiedAt": timestamp(modified_at),
-        "done": done,
-        "metadata": None,
-    }
+def _failure(code: int) -> Json:
+    """[P] google.rpc.Status inside a finished operation, [I] its text."""
+    message = "internal error" if code == 13 else f"generation failed with code {code}"
+    return {"code": code, "message": message, "details": []}
 
 
-def completion(text: str, *, status: str, prompt_characters: int) -> Json:
-    """[P] a CompletionResponse inside ``Any``; [R] one alternative, counts as strings; [I] their values."""
-    prompt_tokens, answer_tokens = _tokens(prompt_characters), _tokens(len(text))
+def _completion(operation: Operation) -> Json:
+    """[P] a CompletionResponse inside ``Any``; [R] one alternative, counts as strings; [I] their values.
+
+    [I] the text: stable for a request, plain about its origin, and never more than 60 characters of the prompt.
+    """
+    origin = f"Invented by the emulator, no model was asked ({operation.request[:8]})."
+    text, status = f"{origin} You wrote: {operation.text[:60]}", "FINAL"
+    if operation.ending is Ending.FILTER:
+        text = "Invented by the emulator: this answer was held back by the content filter."
+        status = "CONTENT_FILTER"
+    elif operation.ending is Ending.TRUNCATE:
+        text, status = text[: len(text) // 2], "TRUNCATED_FINAL"
+    prompt_tokens, answer_tokens = max(1, operation.characters // 3), max(1, len(text) // 3)
     return {
-        "@type": RESPONSE_TYPE,
+        "@type": "type.googleapis.com/yandex.cloud.ai.foundation_models.v1.CompletionResponse",
         "alternatives": [{"message": {"role": "assistant", "text": text}, "status": f"ALTERNATIVE_STATUS_{status}"}],
         "usage": {
             "inputTextTokens": str(prompt_tokens),
@@ -54,36 +72,34 @@ def completion(text: str, *, status: str, prompt_characters: int) -> Json:
             "totalTokens": str(prompt_tokens + answer_tokens),
             "completionTokensDetails": {"reasoningTokens": "0"},
         },
-        "modelVersion": MODEL_VERSION,
+        "modelVersion": "09.02.2025",  # [P] a date-like string
     }
 
 
-def _tokens(characters: int) -> int:
-    return max(1, characters // 3)
+def styled(document: Json, settings: Settings) -> Json:
+    """A new Operation in one of the looks that real services show."""
+    if settings.null_timestamps:  # [W] as image generation answers
+        document |= {"createdAt": None, "modifiedAt": None}
+    if settings.omit_null:  # [P] a missing field means the same as a null one
+        document = {key: value for key, value in document.items() if value is not None}
+    if settings.no_reasoning_details and "response" in document:  # [R] as in 2024
+        del document["response"]["usage"]["completionTokensDetails"]
+    if settings.random_key_order:  # [W] the order differs between services; here inside the objects as well
+        document = _shuffled(document)
+    return document
 
 
-def answer_text(last_message: str, request_sha256: str) -> str:
-    """[I] stable for a request, plain about its origin, and never more than 60 characters of the prompt."""
-    origin = f"Invented by the emulator, no model was asked ({request_sha256[:8]})."
-    return f"{origin} You wrote: {last_message[:60]}"
+def _shuffled(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: _shuffled(value[key]) for key in random.sample(list(value), len(value))}
 
 
-FILTERED_TEXT = "Invented by the emulator: this answer was held back by the content filter."  # [I]
-
-
-def failure(code: int) -> Json:
-    """[P] google.rpc.Status inside a finished operation, [I] its text."""
-    message = "internal error" if code == INTERNAL else f"generation failed with code {code}"
-    return {"code": code, "message": message, "details": []}
-
-
-def submit_error(code: int, message: str) -> Json:
-    """Shape B: [W] for image generation, [I] for ``completionAsync``, which is unary as well."""
-    return {"error": message, "code": code, "message": message, "details": []}
-
-
-def operation_error(code: int, message: str, request_id: str) -> Json:
-    """Shape C: [P] the general Yandex Cloud error, which the operation endpoint uses."""
+def error(http: int, message: str, request_id: str, *, of_submit: bool) -> Json:
+    code = CODE_OF_HTTP.get(http, 2)
+    if of_submit:  # shape B: [W] for image generation, [I] for ``completionAsync``, which is unary as well
+        return {"error": message, "code": code, "message": message, "details": []}
+    # shape C: [P] the general Yandex Cloud error, which the operation endpoint uses
     request_info = {"@type": "type.googleapis.com/google.rpc.RequestInfo", "requestId": request_id}
     return {"code": code, "message": message, "details": [request_info]}
 
@@ -91,7 +107,6 @@ def operation_error(code: int, message: str, request_id: str) -> Json:
 NO_CREDENTIALS = "Authorization header is missing or malformed."  # [I]
 BAD_TOKEN = "Token is invalid or has expired."  # [P]
 NOT_FOUND = "Operation not found"  # [I] the real text is not known
-UNAVAILABLE = "service is unavailable"  # [I]
 
 
 def unknown_api_key(key: str) -> str:
@@ -104,11 +119,6 @@ def folder_mismatch(given: str, own: str) -> str:
     return f"Specified folder ID '{given}' does not match with service account folder ID '{own}'"
 
 
-def permission_denied(folder: str) -> str:
-    """[W] many times."""
-    return f"Permission to [resource-manager.folder {folder}, resource-manager.cloud {CLOUD_ID}] denied"
-
-
 def quota_exceeded(per: str, allowed: int) -> str:
     """[W] the pattern, [I] the quota's name (``per``: RequestsPerSecond or the like): none is public."""
     return f"ai.textGenerationAsync{per}.rate rate quota limit exceed: allowed {allowed} requests"
@@ -116,40 +126,12 @@ def quota_exceeded(per: str, allowed: int) -> str:
 
 def text_for_status(http: int, folder: str) -> str:
     """What an error asked for by its HTTP status says: [W] and [P] where a text is known, else [I]."""
+    folder = folder or "b1gexamplefolder0000"
     texts = {
         400: "Failed to get model",
         401: BAD_TOKEN,
-        403: permission_denied(folder or "b1gexamplefolder0000"),
+        403: f"Permission to [resource-manager.folder {folder}, resource-manager.cloud b1gemulator000000000] denied",
         429: quota_exceeded("RequestsPerSecond", 10),
-        503: UNAVAILABLE,
+        503: "service is unavailable",
     }
     return texts.get(http, f"the emulator was told to answer {http}")
-
-
-def without_nulls(document: Json) -> Json:
-    """[P] a missing field means the same as a null one."""
-    return {key: value for key, value in document.items() if value is not None}
-
-
-def with_null_timestamps(document: Json) -> Json:
-    """[W] as image generation answers."""
-    return {**document, "createdAt": None, "modifiedAt": None}
-
-
-def without_reasoning_details(document: Json) -> Json:
-    """[R] as in 2024: ``usage`` has no ``completionTokensDetails``."""
-    if "response" not in document:
-        return document
-    response = document["response"]
-    usage = {key: value for key, value in response["usage"].items() if key != "completionTokensDetails"}
-    return {**document, "response": {**response, "usage": usage}}
-
-
-def in_random_key_order(document: Json) -> Json:
-    """[W] the order differs between services; here the inner objects are shuffled as well."""
-    keys = random.sample(list(document), len(document))
-    return {key: _shuffled(document[key]) for key in keys}
-
-
-def _shuffled(value: Any) -> Any:
-    return in_random_key_order(value) if isinstance(value, dict) else value

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from batchrun.emulator.operations import Journal
+from batchrun.emulator.operations import Book
 from tests.hostile.here import Here, Said, in_memory
 
 STATE = "out.jsonl.batchrun"
@@ -256,6 +256,6 @@ def test_a_journal_of_the_emulator_is_never_written_through_a_link(kind: Kind) -
         victim.write_bytes(VICTIM)
         kind(folder / "emulator.jsonl", victim)
         with pytest.raises(OSError, match=r"emulator\.jsonl"):
-            Journal(folder / "emulator.jsonl")
+            Book(folder / "emulator.jsonl")
         assert victim.read_bytes() == VICTIM
         assert not (folder / "nothing").exists()
