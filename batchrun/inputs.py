@@ -11,6 +11,8 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
@@ -141,15 +143,12 @@ def digest(raw: bytes) -> bytes:
 def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise BadLine(f"'{_shown(twice)}' is given twice in one object")
     return found
 
 
 def _integer(digits: str) -> int:
-    if len(digits) <= 18:
-        return int(digits)
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
         raise BadLine("an integer is over 64 bits: write it as a text, in quotes")
     return int(digits)
@@ -282,6 +281,7 @@ _BODY_FIELDS = frozenset(
     | {"toolChoice", "model_uri", "completion_options", "json_object", "json_schema", "parallel_tool_calls"}
     | {"tool_choice"}
 )
+_COMPLETION_OPTIONS = ("completionOptions", "completion_options")
 _ID_FIELDS = ("id", "custom_id", "key")
 _ROLES = ("system", "user", "assistant")
 _CONTENTS = ("text", "toolCallList", "tool_call_list", "toolResultList", "tool_result_list")
@@ -310,16 +310,14 @@ def identity(id: RecordId) -> str | None:
 def _from_prompt(fields: JsonObject) -> Parsed:
     meta = _others(fields, _PROMPT_FIELDS)
     if "prompt" not in fields:
-        raise BadLine(_no_prompt(fields))
-    prompt = Prompt(
-        _checked_text(fields["prompt"], "prompt"),
-        None,
-        _checked_system(fields.get("system")),
-        _checked_model(fields.get("model"), "model"),
-        _checked_temperature(fields.get("temperature")),
-        _checked_max_tokens(fields.get("max_tokens"), "max_tokens"),
-    )
-    return Parsed(_take_id(meta), prompt, meta)
+        hint = ": did you mean 'prompt' instead of 'text'?" if "text" in fields else ""
+        raise BadLine(f"no prompt; fields here: {_names(fields)}{hint}" if fields else "no prompt; the object is empty")
+    text = _checked_text(fields["prompt"], "prompt")
+    options = {name: value for name, value in fields.items() if name in _PROMPT_FIELDS and name != "prompt"}
+    _check(options, _RULES)
+    if options.get("temperature") is not None:
+        options["temperature"] = float(options["temperature"])  # 0 and 0.0 make the same request
+    return Parsed(_take_id(meta), Prompt(text, **options), meta)
 
 
 def _from_body(fields: JsonObject) -> Parsed:
@@ -327,58 +325,45 @@ def _from_body(fields: JsonObject) -> Parsed:
         raise BadLine("both prompt and messages: keep one")
     meta = _others(fields, _BODY_FIELDS)
     _check_messages(fields["messages"])
-    for name in ("modelUri", "model_uri"):
-        _checked_model(fields.get(name), name)
-    for name in ("completionOptions", "completion_options"):
-        _check_options(fields.get(name), name)
     body = {name: value for name, value in fields.items() if name in _BODY_FIELDS}
+    _check(body, _RULES)
+    for name in _COMPLETION_OPTIONS:
+        _check(body.get(name) or {}, _RULES_OF_COMPLETION)
     return Parsed(_take_id(meta), Prompt(None, body), meta)
 
 
 def _others(fields: JsonObject, known: frozenset[str]) -> JsonObject:
     """The fields that only travel along. One meant as an option is refused: ignored, it would cost money."""
     others = {name: value for name, value in fields.items() if name not in known}
+    here, there = ("prompt", "messages") if known is _PROMPT_FIELDS else ("messages", "prompt")
     for name in others:
-        if option := _nearest_option(name):
-            raise BadLine(_misplaced(name, option, known))
+        option = _nearest_option(name)
+        if option in ("modelUri", "model_uri") and here == "prompt":
+            option = "model"
+        if option == name:
+            raise BadLine(f"{name} goes with {there}, not with {here}")
+        if option:
+            raise BadLine(f"unknown field '{_shown(name)}': did you mean '{option}'?")
     return others
 
 
-def _misplaced(name: str, option: str, known: frozenset[str]) -> str:
-    here, there = ("prompt", "messages") if "prompt" in known else ("messages", "prompt")
-    if option in ("modelUri", "model_uri") and here == "prompt":
-        option = "model"
-    if name == option:
-        return f"{name} goes with {there}, not with {here}"
-    return f"unknown field '{_shown(name)}': did you mean '{option}'?"
+def _names(fields: JsonObject) -> str:
+    names = ", ".join(_shown(name) for name in [*fields][:8])
+    return f"{names}, …" if len(fields) > 8 else names
 
 
 def _take_id(meta: JsonObject) -> RecordId:
-    for name in _ID_FIELDS:
-        if name in meta:
-            return _checked_id(meta.pop(name), name)
-    return None
-
-
-def _checked_id(value: Any, name: str) -> RecordId:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, str | int):
+    name = next((name for name in _ID_FIELDS if name in meta), None)
+    value = None if name is None else meta.pop(name)
+    if value is None or type(value) is int:
+        return value
+    if not isinstance(value, str):
         raise BadLine(f"{name} must be a text or an integer")
-    if isinstance(value, str) and not 1 <= len(value.encode()) <= MAX_ID_BYTES:
+    if not 1 <= len(value.encode()) <= MAX_ID_BYTES:
         raise BadLine(f"{name} must have 1 to {MAX_ID_BYTES} bytes")
-    if isinstance(value, str) and _CONTROL.search(value):
+    if _CONTROL.search(value):
         raise BadLine(f"{name} holds a control character")
     return value
-
-
-def _no_prompt(fields: JsonObject) -> str:
-    names = [_shown(name) for name in fields][:8]
-    more = ", …" if len(fields) > len(names) else ""
-    if not names:
-        return "no prompt; the object is empty"
-    hint = ": did you mean 'prompt' instead of 'text'?" if "text" in fields else ""
-    return f"no prompt; fields here: {', '.join(names)}{more}{hint}"
 
 
 def _checked_text(value: Any, name: str) -> str:
@@ -386,36 +371,6 @@ def _checked_text(value: Any, name: str) -> str:
         raise BadLine(f"{name} must be a text")
     if not value or value.isspace():
         raise BadLine(f"{name} is empty")
-    return value
-
-
-def _checked_system(value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise BadLine("system must be a text")
-    return value
-
-
-def _checked_model(value: Any, name: str) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str) or not value.strip() or _CONTROL.search(value):
-        raise BadLine(f"{name} must be the name of a model")
-    return value
-
-
-def _checked_temperature(value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise BadLine("temperature must be a number from 0 to 1")
-    return float(value)
-
-
-def _checked_max_tokens(value: Any, name: str) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise BadLine(f"{name} must be an integer above 0")
     return value
 
 
@@ -429,24 +384,43 @@ def _check_messages(messages: Any) -> None:
             raise BadLine(f"message {place}: role must be system, user or assistant")
         contents = [name for name in _CONTENTS if name in message]
         if len(contents) != 1:
-            here = ", ".join(_shown(name) for name in [*message][:8])
             hint = ": did you mean 'text' instead of 'content'?" if "content" in message and not contents else ""
-            raise BadLine(f"message {place} must have one text, toolCallList or toolResultList; has {here}{hint}")
+            raise BadLine(
+                f"message {place} must have one text, toolCallList or toolResultList; has {_names(message)}{hint}"
+            )
         if contents == ["text"]:
             _checked_text(message["text"], f"message {place}: text")
 
 
-def _check_options(options: Any, name: str) -> None:
-    if options is None:
-        return
-    if not isinstance(options, dict):
-        raise BadLine(f"{name} must be an object")
-    _checked_temperature(options.get("temperature"))
-    for limit in ("maxTokens", "max_tokens"):
-        value = options.get(limit)
-        if isinstance(value, str) and re.fullmatch("[0-9]{1,19}", value):
-            value = int(value)
-        _checked_max_tokens(value, limit)
+def _is_model(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != "" and not _CONTROL.search(value)
+
+
+def _is_limit(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_limit_of_a_body(value: Any) -> bool:
+    """The API writes 64-bit integers as texts."""
+    return _is_limit(int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,19}", value) else value)
+
+
+_Rules = dict[str, tuple[str, Callable[[Any], bool]]]
+_RULES: _Rules = {  # what an option must be, unless it is null
+    "system": ("a text", lambda value: isinstance(value, str)),
+    "temperature": ("a number from 0 to 1", lambda value: type(value) in (int, float) and 0 <= value <= 1),
+    "max_tokens": ("an integer above 0", _is_limit),
+}
+_RULES |= dict.fromkeys(("model", "modelUri", "model_uri"), ("the name of a model", _is_model))
+_RULES |= dict.fromkeys(_COMPLETION_OPTIONS, ("an object", lambda value: isinstance(value, dict)))
+_RULES_OF_COMPLETION = _RULES | dict.fromkeys(("maxTokens", "max_tokens"), ("an integer above 0", _is_limit_of_a_body))
+
+
+def _check(options: JsonObject, rules: _Rules) -> None:
+    for name, value in options.items():
+        what, fits = rules.get(name, ("", None))
+        if value is not None and fits is not None and not fits(value):
+            raise BadLine(f"{name} must be {what}")
 
 
 # --- misspelt options ---------------------------------------------------------------------------------------
@@ -459,7 +433,6 @@ def _folded(name: str) -> str:
 _OPTIONS = {_folded(name): name for name in _PROMPT_FIELDS | _BODY_FIELDS if "_" not in name or name == "max_tokens"}
 _OPTIONS_BY_LETTERS = {"".join(sorted(folded)): name for folded, name in _OPTIONS.items()}
 _LONGEST = max(map(len, _OPTIONS)) + 6
-_ORDINARY = frozenset({"message"})  # a usual column, though close to an option
 
 
 @lru_cache(maxsize=4096)  # the same few names stand on every line
@@ -467,7 +440,7 @@ def _nearest_option(name: str) -> str | None:
     """The option a field's name is or was surely meant to be; ``None`` for an ordinary word."""
     if name in _PROMPT_FIELDS or name in _BODY_FIELDS:
         return name
-    if name in _ORDINARY or not 4 <= len(name) <= _LONGEST:
+    if name == "message" or not 4 <= len(name) <= _LONGEST:  # "message" is a usual column, though close to an option
         return None
     folded = _folded(name)
     letters = "".join(sorted(folded))
