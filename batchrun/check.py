@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from batchrun.errors import InputProblem
@@ -53,15 +54,18 @@ class Checked:
     digest: bytes = b""
 
 
+def read_blocks(fd: int, end: int) -> Iterator[bytes]:
+    """The first ``end`` bytes, or as many as there are."""
+    at = 0
+    while at < end and (block := os.pread(fd, min(BLOCK_BYTES, end - at), at)):
+        yield block
+        at += len(block)
+
+
 def read_lines(fd: int, end: int, hasher: hashlib.blake2b | None = None) -> Iterator[Line]:
     """Every line of the first ``end`` bytes."""
     splitter = LineSplitter()
-    at = 0
-    while at < end:
-        block = os.pread(fd, min(BLOCK_BYTES, end - at), at)
-        if not block:
-            return
-        at += len(block)
+    for block in read_blocks(fd, end):
         if hasher is not None:
             hasher.update(block)
         yield from splitter.feed(block)
@@ -102,10 +106,10 @@ def check_input(path: Path, fd: int, size: int, inventory: Inventory, *, limit: 
     found.digest = hasher.digest()
     _judge(path, found, strict=strict)
     if repeated := inventory.repeated():
-        where = f"id '{_cut(repeated.identity)}' was on line {repeated.first_line} already"
+        name = repeated.identity[:60] + ("…" if len(repeated.identity) > 60 else "")
         in_all = f" ({repeated.repeats} repeats in all)" if repeated.repeats > 1 else ""
         raise InputProblem(
-            f"{path}:{repeated.again_line}: {where}{in_all}",
+            f"{path}:{repeated.again_line}: id '{name}' was on line {repeated.first_line} already{in_all}",
             remedy="make the ids unique, or leave them out: then the line number is the id",
         )
     return found
@@ -113,22 +117,15 @@ def check_input(path: Path, fd: int, size: int, inventory: Inventory, *, limit: 
 
 def offset_after(fd: int, end: int, records: int) -> int:
     """Where the record after the first so many begins; ``end`` if there is none."""
-    seen = 0
-    for line in read_lines(fd, end):
-        if is_record(line):
-            if seen == records:
-                return line.offset
-            seen += 1
-    return end
+    offsets = (line.offset for line in read_lines(fd, end) if is_record(line))
+    return next(islice(offsets, records, None), end)
 
 
 def prefix_digest(fd: int, size: int) -> bytes:
     """Digest of the first ``size`` bytes, to tell an input that only grew from one that was edited."""
     hasher = hashlib.blake2b(digest_size=16)
-    at = 0
-    while at < size and (block := os.pread(fd, min(BLOCK_BYTES, size - at), at)):
+    for block in read_blocks(fd, size):
         hasher.update(block)
-        at += len(block)
     return hasher.digest()
 
 
@@ -143,7 +140,7 @@ def _check_line(path: Path, line: Line, found: Checked, entries: list[Entry]) ->
         parsed = parse(line.raw)
     except BadLine as bad:
         found.bad += 1
-        found.first_is_bad = found.first_is_bad or found.records == 1
+        found.first_is_bad |= found.records == 1
         found.first_bad = found.first_bad or (line.number, line.offset)
         if len(found.messages) < MAX_MESSAGES:
             found.messages.append(f"{path}:{line.number}: {bad}")
@@ -153,11 +150,9 @@ def _check_line(path: Path, line: Line, found: Checked, entries: list[Entry]) ->
 
 
 def _judge(path: Path, found: Checked, *, strict: bool) -> None:
-    if not found.bad:
-        return
     if found.first_is_bad:
         remedy = "the first record is bad, so this is hardly the right file; nothing was sent"
-    elif strict:
+    elif strict and found.bad:
         remedy = "--strict refuses the whole input; nothing was sent"
     elif found.bad > max(MAX_BAD, MAX_BAD_SHARE * found.records):
         remedy = f"more than {MAX_BAD} and more than 1 % of the records are bad; nothing was sent"
@@ -166,7 +161,3 @@ def _judge(path: Path, found: Checked, *, strict: bool) -> None:
     more = found.bad - len(found.messages)
     *before, last = [*found.messages, f"… and {more:,} more"] if more else found.messages
     raise InputProblem(last, remedy=remedy, before=before)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:60]}…"
