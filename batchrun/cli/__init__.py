@@ -13,7 +13,7 @@ import click
 
 import batchrun
 from batchrun.cli.report import report_bug, report_problem, say
-from batchrun.errors import DISK, USAGE, BatchrunError
+from batchrun.errors import DISK, BatchrunError, UsageProblem
 from batchrun.log import keep_secret, redact
 
 VERBS = {
@@ -28,6 +28,7 @@ VERBS = {
     },
 }
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
+SETTINGS = CONTEXT | {"auto_envvar_prefix": "BATCHRUN"}
 
 
 class Verbs(click.Group):
@@ -56,7 +57,7 @@ class Verbs(click.Group):
             return
         alike = difflib.get_close_matches(word, self.list_commands(ctx), n=1)
         hint = f"did you mean: batchrun {alike[0]}" if alike else "batchrun --help lists the commands"
-        raise _Mistyped(f"no command and no file is called '{word}'", remedy=hint)
+        raise UsageProblem(f"no command and no file is called '{word}'", remedy=hint)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(len(name) for name in self.list_commands(ctx)) + 1
@@ -65,10 +66,6 @@ class Verbs(click.Group):
                 formatter.write_dl(
                     [(f"{name}{'*' * (name == 'run')}".ljust(width), text) for name, text in verbs.items()]
                 )
-
-
-class _Mistyped(BatchrunError):
-    exit_code = USAGE
 
 
 @click.group(cls=Verbs, context_settings=CONTEXT, invoke_without_command=False)
@@ -102,13 +99,11 @@ def main() -> None:
     sys.exit(code)
 
 
-def _exit_code() -> int | str | None:
+def _exit_code() -> int:
     try:
-        cli.main(prog_name="batchrun", standalone_mode=False)
-    except SystemExit as leave:
-        return leave.code
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
+        return cli.main(prog_name="batchrun", standalone_mode=False) or 0
+    except SystemExit:  # click's, when a pipe broke: of `status | head`, the reader has seen enough
+        return 0
     except click.exceptions.NoArgsIsHelpError as problem:
         problem.show()
         return problem.exit_code
@@ -120,12 +115,9 @@ def _exit_code() -> int | str | None:
         return 130
     except BatchrunError as problem:
         return report_problem(problem)
-    except BrokenPipeError:  # of `status | head`: the reader has seen enough
-        return 0
     except OSError as error:
         say(f"error: {redact(str(error.filename or 'the output'))}: {os.strerror(error.errno or 0)}")
         say("  see to the disk or the file, then run the same command")
         return DISK
     except Exception as bug:
         return report_bug(bug)
-    return 0

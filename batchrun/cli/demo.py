@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -19,7 +18,7 @@ RPS = "40"
 
 
 @click.command(context_settings=CONTEXT)
-def demo() -> None:
+def demo() -> int:
     """Send 200 sample prompts to a server on this machine that loses 2 % of its replies.
 
     Nothing leaves this machine and no account is needed. The answers are invented.
@@ -33,7 +32,7 @@ def demo() -> None:
     say("the emulator runs in this process, loses 2 % of its replies on purpose, and invents the answers")
     code = run_job(config_of(run.make_context("run", words).params), quiet=False, always_say=True)
     say("for real answers: README, 'Use it'")
-    sys.exit(code)
+    return code
 
 
 def sample_prompts() -> Path:

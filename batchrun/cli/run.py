@@ -10,152 +10,128 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 from click.types import OptionHelpExtra
 
 from batchrun import config as defaults
+from batchrun.cli import SETTINGS
 from batchrun.cli.emulator import settings_of
 from batchrun.cli.report import report_problem, say
 from batchrun.config import JobConfig, read_rps_for
 from batchrun.errors import DiskProblem, UsageProblem
 from batchrun.log import LOGGER, LineFormatter
 from batchrun.providers.http import check_endpoint, is_loopback
-from batchrun.record import OnAmbiguous, Settings
+from batchrun.record import Settings
 from batchrun.storage.jobdir import JobPaths
 from batchrun.summary import Summary, details, headline
 
 
 class Sections(click.Command):
-    """Prints the options in named groups; a group that names none gets the rest."""
-
-    def __init__(self, *args: Any, sections: dict[str, tuple[str, ...]], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.sections = sections
+    """Prints the options in named groups, each from the option that begins it."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rest = {option.name: option for option in self.get_params(ctx) if isinstance(option, click.Option)}
-        for title, names in self.sections.items():
-            options = [rest.pop(name) for name in names] or list(rest.values())
-            rows = [row for option in options if (row := option.get_help_record(ctx))]
+        sections: dict[str, list[tuple[str, str]]] = {}
+        title = ""
+        for param in self.get_params(ctx):
+            title = SECTIONS.get(param.opts[-1], title)
+            if isinstance(param, click.Option) and (row := param.get_help_record(ctx)):
+                sections.setdefault(title, []).append(row)
+        for title, rows in sections.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
 
 
 SECTIONS = {
-    "Input and output": ("output", "limit", "strict", "state_dir"),
-    "Model": ("provider", "model", "system", "temperature", "max_tokens", "endpoint", "emulator_faults"),
-    "Pace": ("rps", "rph", "read_rps", "concurrency"),
-    "Resume and doubt": ("on_ambiguous", "new_run"),
-    "Screen and log": ("quiet", "verbose", "log_file"),
-    "Other": (),
+    "--output": "Input and output",
+    "--provider": "Model",
+    "--rps": "Pace",
+    "--on-ambiguous": "Resume and doubt",
+    "--quiet": "Screen and log",
+    "--help": "Other",
 }
 
 
 class Option(click.Option):
-    """Says in its own words what values it takes, without click's ranges behind them."""
+    """Says behind its help what holds without it, not what values it takes."""
 
     def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
-        extra = super().get_help_extra(ctx)
-        extra.pop("range", None)
-        return extra
+        shown = self.show_default or self.default
+        if isinstance(shown, float):
+            shown = f"{shown:g}"
+        return {"range": str(shown)} if shown and isinstance(shown, str | int) else {}
 
 
+class Number(click.FloatRange):
+    """A number, and not the float that is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail("is not a number", param, ctx)
+        return number
+
+
+PATH = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
+RATE = Number(0.001, 100_000)  # what a clock can keep
+READ_RATE = f"{defaults.DEFAULT_READ_RPS:g}, or {defaults.READS_PER_SUBMIT} x --rps if more"
 option = partial(click.option, cls=Option)
 
 
-class Rate(click.FloatRange):
-    """A number of requests per second that a clock can keep."""
-
-    def __init__(self) -> None:
-        super().__init__(min=0.001, max=100_000)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        rate = super().convert(value, param, ctx)
-        if math.isnan(rate):
-            self.fail("is not a number", param, ctx)
-        return rate
-
-
-@click.command(
-    cls=Sections,
-    sections=SECTIONS,
-    context_settings={"auto_envvar_prefix": "BATCHRUN", "max_content_width": 96, "help_option_names": ["-h", "--help"]},
-)
-@click.argument("input", type=click.Path(path_type=Path))
+@click.command(cls=Sections, context_settings=SETTINGS)
+@click.argument("input", type=PATH)
 @option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="OUTPUT",
-    help="answers, one JSON object per line, in order of completion  [required]",
+    show_default="required",
+    help="answers, one JSON object per line, in order of completion",
 )
-@option("--limit", type=click.IntRange(min=1), metavar="N", help="only the first N records")
+@option("--limit", type=COUNT, metavar="N", help="only the first N records")
 @option("--strict", is_flag=True, help="refuse the whole input if any line is bad")
-@option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="ledger and lock  [OUTPUT.batchrun]")
+@option("--state-dir", type=PATH, metavar="DIR", show_default="OUTPUT.batchrun", help="ledger and lock")
 @option(
     "--provider",
     type=click.Choice(["yandex", "emulator"]),
     default="yandex",
     metavar="NAME",
-    help="yandex, or emulator: a local one that invents answers  [yandex]",
+    help="yandex, or emulator: a local one that invents answers",
 )
-@option(
-    "-m",
-    "--model",
-    default=defaults.DEFAULT_MODEL,
-    metavar="NAME",
-    help=f"model, short or as gpt://FOLDER/NAME  [{defaults.DEFAULT_MODEL}]",
-)
+@option("-m", "--model", default=defaults.DEFAULT_MODEL, metavar="NAME", help="model, short or as gpt://FOLDER/NAME")
 @option("-s", "--system", metavar="TEXT|@FILE", help="system message put before each prompt that has none")
-@option("--temperature", type=click.FloatRange(0, 1), metavar="X", help="0 to 1")
-@option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="limit of one answer")
+@option("--temperature", type=Number(0, 1), metavar="X", help="0 to 1")
+@option("--max-tokens", type=COUNT, metavar="N", help="limit of one answer")
 @option("--endpoint", metavar="URL", help="another base URL for submissions and operations")
 @option(
     "--emulator-faults", default="", metavar="K=V,…", help="what goes wrong with --provider emulator (docs/emulator.md)"
 )
-@option(
-    "--rps",
-    type=Rate(),
-    default=defaults.DEFAULT_RPS,
-    metavar="N",
-    help=f"submissions per second, at most  [{defaults.DEFAULT_RPS:g}]",
-)
-@option(
-    "--rph",
-    type=click.IntRange(min=1),
-    default=defaults.DEFAULT_RPH,
-    metavar="N",
-    help=f"submissions in any 60 minutes, at most  [{defaults.DEFAULT_RPH}]",
-)
-@option(
-    "--read-rps",
-    type=Rate(),
-    metavar="N",
-    help=f"polls per second, at most  [{defaults.DEFAULT_READ_RPS:g}, or {defaults.READS_PER_SUBMIT} x --rps if more]",
-)
+@option("--rps", type=RATE, default=defaults.DEFAULT_RPS, metavar="N", help="submissions per second, at most")
+@option("--rph", type=COUNT, default=defaults.DEFAULT_RPH, metavar="N", help="submissions in any 60 minutes, at most")
+@option("--read-rps", type=RATE, metavar="N", show_default=READ_RATE, help="polls per second, at most")
 @option(
     "--concurrency",
     type=click.IntRange(1, 256),
     default=defaults.DEFAULT_CONCURRENCY,
     metavar="N",
-    help=f"submissions on their way at once: what a crash can put in doubt  [{defaults.DEFAULT_CONCURRENCY}]",
+    help="submissions on their way at once: what a crash can put in doubt",
 )
 @option(
     "--on-ambiguous",
     type=click.Choice(["resubmit", "hold"]),
     default="resubmit",
     metavar="WHAT",
-    help="a submission whose reply was lost: resubmit or hold  [resubmit]",
+    help="a submission whose reply was lost: resubmit or hold",
 )
 @option(
     "--new-run", is_flag=True, allow_from_autoenv=False, help="put the old results aside and pay for everything again"
 )
 @option("-q", "--quiet", is_flag=True, help="errors only")
 @option("-v", "--verbose", is_flag=True, help="log each operation, to stderr unless --log-file is given")
-@option("--log-file", type=click.Path(path_type=Path), metavar="FILE", help="append the log to this file")
-def run(**options: Any) -> None:
+@option("--log-file", type=PATH, metavar="FILE", help="append the log to this file")
+def run(**options: Any) -> int:
     """Send every record of INPUT once and write the answers to OUTPUT.
 
     The same command again continues where the last one stopped.
@@ -170,7 +146,7 @@ def run(**options: Any) -> None:
     """
     config = config_of(options)
     start_log(options["log_file"], verbose=options["verbose"])
-    sys.exit(run_job(config, quiet=options["quiet"]))
+    return run_job(config, quiet=options["quiet"])
 
 
 def run_job(config: JobConfig, *, quiet: bool, always_say: bool = False) -> int:
@@ -178,13 +154,13 @@ def run_job(config: JobConfig, *, quiet: bool, always_say: bool = False) -> int:
     from batchrun import job
 
     on_terminal = sys.stderr.isatty() and not quiet
-    screen = None
-    if on_terminal and not any(isinstance(handler, TerminalHandler) for handler in LOGGER.handlers):
+    speaks = on_terminal or always_say
+    screen = None  # beside a log on stderr, bars would spoil both
+    if on_terminal and not any(getattr(handler, "stream", None) is sys.stderr for handler in LOGGER.handlers):
         from batchrun.cli.screen import show
 
         screen = show(config)
     summary = job.run(config, os.environ, screen)
-    speaks = on_terminal or always_say
     if speaks:
         print_summary(summary, config)
     if summary.problem is not None:
@@ -226,34 +202,21 @@ def config_of(options: dict[str, Any]) -> JobConfig:
     if options["provider"] == "emulator":
         settings_of(options["emulator_faults"], "--emulator-faults")
     endpoint = None if options["endpoint"] is None else check_endpoint(options["endpoint"])
-    on_ambiguous: OnAmbiguous = options["on_ambiguous"]
-    return JobConfig(
-        input=options["input"],
-        paths=JobPaths.of(options["output"], options["state_dir"]),
-        settings=Settings(
-            options["provider"],
-            options["model"],
-            system_text(options["system"]),
-            options["temperature"],
-            options["max_tokens"],
-            on_this_machine=endpoint is not None and is_loopback(endpoint),
-        ),
-        limit=options["limit"],
-        strict=options["strict"],
-        new_run=options["new_run"],
-        endpoint=options["endpoint"],
-        emulator_faults=options["emulator_faults"],
-        rps=options["rps"],
-        rph=options["rph"],
-        read_rps=options["read_rps"] or read_rps_for(options["rps"]),
-        concurrency=options["concurrency"],
-        on_ambiguous=on_ambiguous,
+    given = {name: options[name] for name in JobConfig.__dataclass_fields__ if name in options}
+    given["read_rps"] = options["read_rps"] or read_rps_for(options["rps"])
+    settings = Settings(
+        options["provider"],
+        options["model"],
+        system_text(options["system"]),
+        options["temperature"],
+        options["max_tokens"],
+        on_this_machine=endpoint is not None and is_loopback(endpoint),
     )
+    return JobConfig(paths=JobPaths.of(options["output"], options["state_dir"]), settings=settings, **given)
 
 
 def refuse_strange_text(options: dict[str, Any]) -> None:
-    """Raise UsageProblem for names and texts that are no UTF-8, for a temperature that is no number, and for a log
-    file that is the input or the output."""
+    """Raise UsageProblem for names and texts that are no UTF-8, and for a log file that is one of the job."""
     for name in ("input", "output", "state_dir", "model", "system"):
         try:
             str(options[name]).encode()
@@ -263,8 +226,6 @@ def refuse_strange_text(options: dict[str, Any]) -> None:
             raise UsageProblem(
                 f"--{name.replace('_', '-')} cannot be used as it is", remedy="give a name or text in UTF-8 that fits"
             ) from error
-    if options["temperature"] is not None and math.isnan(options["temperature"]):
-        raise UsageProblem("--temperature is not a number", remedy="give one from 0 to 1")
     log = options["log_file"]
     if log is not None:
         paths = JobPaths.of(options["output"], options["state_dir"])
@@ -295,16 +256,14 @@ def system_text(given: str | None) -> str | None:
         ) from error
 
 
-class TerminalHandler(logging.StreamHandler[TextIO]):
-    """The log on stderr: bars beside it would spoil both."""
-
-
 def start_log(path: Path | None, *, verbose: bool) -> None:
     """Send events to the file, or with ``-v`` to stderr; without both, nowhere."""
     if path is None and not verbose:
         return
     try:
-        handler = TerminalHandler() if path is None else logging.FileHandler(path, encoding="utf-8")
+        handler: logging.Handler = (
+            logging.StreamHandler() if path is None else logging.FileHandler(path, encoding="utf-8")
+        )
     except OSError as error:
         raise DiskProblem(f"{path} cannot be written", remedy="choose another --log-file") from error
     handler.setFormatter(LineFormatter())

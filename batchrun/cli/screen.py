@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import suppress
 
 from rich.console import Console
@@ -27,56 +26,45 @@ def show(config: JobConfig) -> job.Screen:
         width = 32 if console.width >= 90 else 10  # the right-hand columns go first
         columns = (TextColumn("{task.description:>9}"), BarColumn(width), MofNCompleteColumn(), TaskProgressColumn())
         note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
-        bars = Progress(*columns, note, console=console, auto_refresh=False)
+        bars = Progress(*columns, note, console=console, auto_refresh=False, speed_estimate_period=10)
         total = progress.total
         submitted = bars.add_task("submitted", total=total, note="")
         finished = bars.add_task("finished", total=total, note="")
-        rate = _Rate()
+
+        def draw(limit: str) -> None:
+            done = _ended(progress)
+            bars.update(submitted, completed=done + len(progress.tracker), note=limit)
+            bars.update(finished, completed=done, note=_state(progress, bars.tasks[finished].speed or 0.0))
+
         with suppress(OSError):  # a terminal that goes away does not stop the run
             console.print(f"batchrun  {names}  {config.settings.model}", highlight=False, markup=False, soft_wrap=True)
         with suppress(OSError), bars:
             try:
                 while True:
-                    done = sum(progress.backlog.counts[state] for state in ENDED)
-                    rate.note(done)
-                    bars.update(submitted, completed=done + len(progress.tracker), note=_limit(progress))
-                    bars.update(finished, completed=done, note=_state(progress, rate))
+                    draw(_limit(progress))
                     bars.refresh()
                     await asyncio.sleep(REFRESH_S)
             finally:
-                done = sum(progress.backlog.counts[state] for state in ENDED)
-                bars.update(submitted, completed=done + len(progress.tracker), note="")
-                bars.update(finished, completed=done, note=_state(progress, rate))
+                draw("")
 
     return screen
 
 
-class _Rate:
-    """Records per second over the last ten seconds."""
-
-    def __init__(self) -> None:
-        self._seen: list[tuple[float, int]] = []
-
-    def note(self, done: int) -> None:
-        now = time.monotonic()
-        self._seen = [(at, count) for at, count in self._seen if now - at < 10.0] + [(now, done)]
-
-    def per_s(self) -> float:
-        (first, before), (last, now) = self._seen[0], self._seen[-1]
-        return (now - before) / (last - first) if last > first else 0.0
+def _ended(progress: job.Progress) -> int:
+    return sum(progress.backlog.counts[state] for state in ENDED)
 
 
 def _limit(progress: job.Progress) -> str:
     if progress.stop.is_requested:
         return "stopping: nothing new is sent; Ctrl-C again leaves at once"
-    sent = sum(progress.backlog.counts[state] for state in ENDED) + len(progress.tracker)
+    sent = _ended(progress) + len(progress.tracker)
     if progress.total is not None and sent >= progress.total:
         return "everything is sent"
     return f"limited by: {progress.submitter.waits_for() or 'room for open operations'}"
 
 
-def _state(progress: job.Progress, rate: _Rate) -> str:
+def _state(progress: job.Progress, per_s: float) -> str:
     troubled = f"  not found {progress.tracker.troubled}" if progress.tracker.troubled else ""
     unwell = [(state, progress.backlog.counts[state]) for state in ENDED[1:]]
     others = "".join(f"  {state} {count}" for state, count in unwell if count)
-    return f"{rate.per_s():.1f}/s  open {len(progress.tracker)}{troubled}{others}"
+    return f"{per_s:.1f}/s  open {len(progress.tracker)}{troubled}{others}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from batchrun.cli import CONTEXT
+from batchrun.cli import SETTINGS
 from batchrun.errors import BUG, CREDENTIALS, DISK, INPUT, USAGE, UsageProblem
 from batchrun.log import redact
 from batchrun.record import State
@@ -21,7 +21,7 @@ from batchrun.summary import RETENTION_S, Summary, age, names_of, summarize
 MUST_BE_MENDED = frozenset({USAGE, INPUT, CREDENTIALS, BUG, DISK})
 
 
-@click.command(context_settings=CONTEXT | {"auto_envvar_prefix": "BATCHRUN"})
+@click.command(context_settings=SETTINGS)
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
     "--state-dir",

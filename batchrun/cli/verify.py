@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from batchrun import verify as proof
-from batchrun.cli import CONTEXT
+from batchrun.cli import SETTINGS
 from batchrun.cli.status import input_of, open_job
 from batchrun.errors import INPUT, UsageProblem
 from batchrun.log import redact
@@ -16,10 +15,10 @@ from batchrun.storage.jobdir import JobPaths, is_locked
 from batchrun.summary import headline, summarize
 
 
-@click.command(context_settings=CONTEXT | {"auto_envvar_prefix": "BATCHRUN"})
+@click.command(context_settings=SETTINGS)
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="where the job's ledger is")
-def verify(output: Path, state_dir: Path | None) -> None:
+def verify(output: Path, state_dir: Path | None) -> int:
     """Read input, ledger and OUTPUT whole, and name everything in which they differ. Exit 3 if there is any.
 
     \b
@@ -46,4 +45,4 @@ def verify(output: Path, state_dir: Path | None) -> None:
     count = f"{found.differences:,} difference" + ("s" if found.differences > 1 else "")
     click.echo(count if found.differences else "all agree")
     ledger.close()
-    sys.exit(INPUT if found.differences else 0)
+    return INPUT if found.differences else 0
