@@ -20,13 +20,14 @@ class Summary:
     """Where a job stands. ``total`` is None where the input was never read whole.
 
     ``maybe_paid`` counts records that were possibly paid twice, ``named`` are the first of them as (line, id).
+    ``failed_kinds`` are those of the FAILED records alone: (kind, records, first line).
     """
 
     counts: dict[State, int]
     total: int | None
     maybe_paid: int
     named: list[tuple[int, Any]]
-    kinds: list[tuple[str, int, int]]
+    failed_kinds: list[tuple[str, int, int]]
     input_tokens: int
     output_tokens: int
     oldest_open_at: float | None
@@ -41,11 +42,6 @@ class Summary:
         if self.total is None:
             return None
         return max(0, self.total - sum(self.counts.values())) + self.counts[State.NEW]
-
-    @property
-    def failed_kinds(self) -> list[tuple[str, int, int]]:
-        """(kind, records, first line) of the FAILED ones alone."""
-        return [row for row in self.kinds if row[0] not in (State.HELD, State.EXPIRED)]
 
     def job_exit_code(self) -> int:
         """What the exit code says of a job that has nothing left to do."""
@@ -71,7 +67,7 @@ def summarize(ledger: Ledger, total: int | None = None) -> Summary:
         total=ledger.job().input_records if total is None else total,
         maybe_paid=maybe_paid,
         named=[(line, id_) for line, id_, _ in ledger.maybe_paid(NAMED)],
-        kinds=ledger.failure_kinds(),
+        failed_kinds=[row for row in ledger.failure_kinds() if row[0] not in (State.HELD, State.EXPIRED)],
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         oldest_open_at=oldest,

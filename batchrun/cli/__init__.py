@@ -8,6 +8,7 @@ import os
 import resource
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import click
 
@@ -28,6 +29,7 @@ VERBS = {
     },
 }
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
+PATH = click.Path(path_type=Path)
 SETTINGS = CONTEXT | {"auto_envvar_prefix": "BATCHRUN"}
 
 

@@ -7,16 +7,14 @@ from pathlib import Path
 import click
 
 from batchrun import emulator as server
-from batchrun.cli import CONTEXT
+from batchrun.cli import CONTEXT, PATH
 from batchrun.errors import UsageProblem
 
 
 @click.command(context_settings=CONTEXT)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="port on 127.0.0.1  [a free one]")
 @click.option("--faults", default="", metavar="K=V,…", help="latency, quotas and faults (docs/emulator.md)")
-@click.option(
-    "--journal", type=click.Path(path_type=Path), metavar="FILE", help="keep accepted operations in this file"
-)
+@click.option("--journal", type=PATH, metavar="FILE", help="keep accepted operations in this file")
 def emulator(port: int, faults: str, journal: Path | None) -> None:
     """Serve an imitation of the API on this machine until Ctrl-C. Answers are invented.
 

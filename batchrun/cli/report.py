@@ -31,10 +31,10 @@ def report_problem(problem: BatchrunError) -> int:
     that has held the job for more than a day is worth the mail.
     """
     event("ended", logging.ERROR, exit_code=problem.exit_code, cause=problem.cause)
-    quiet = problem.exit_code == RUN_AGAIN and not sys.stderr.isatty()
-    if isinstance(problem, AlreadyRunning) and isinstance(problem.since, int) and time.time() - problem.since > DAY_S:
-        quiet = False
-    if not quiet:
+    overdue = (
+        isinstance(problem, AlreadyRunning) and isinstance(problem.since, int) and time.time() - problem.since > DAY_S
+    )
+    if problem.exit_code != RUN_AGAIN or sys.stderr.isatty() or overdue:
         for line in problem.before:
             say(redact(line))
         say(f"{'' if problem.before else problem.label}{redact(problem.cause)}")

@@ -16,7 +16,7 @@ import click
 from click.types import OptionHelpExtra
 
 from batchrun import config as defaults
-from batchrun.cli import SETTINGS
+from batchrun.cli import PATH, SETTINGS
 from batchrun.cli.emulator import settings_of
 from batchrun.cli.report import report_problem, say
 from batchrun.config import JobConfig, read_rps_for
@@ -73,7 +73,6 @@ class Number(click.FloatRange):
         return number
 
 
-PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
 RATE = Number(0.001, 100_000)  # what a clock can keep
 READ_RATE = f"{defaults.DEFAULT_READ_RPS:g}, or {defaults.READS_PER_SUBMIT} x --rps if more"

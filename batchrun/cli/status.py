@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from batchrun.cli import SETTINGS
+from batchrun.cli import PATH, SETTINGS
 from batchrun.errors import BUG, CREDENTIALS, DISK, INPUT, USAGE, UsageProblem
 from batchrun.log import redact
 from batchrun.record import State
@@ -18,17 +18,15 @@ from batchrun.storage.jobdir import JobPaths, is_locked
 from batchrun.storage.ledger import Ledger, Run
 from batchrun.summary import RETENTION_S, Summary, age, names_of, summarize
 
+STATE_DIR = click.option(
+    "--state-dir", type=PATH, metavar="DIR", help="where the job's ledger is, if not beside OUTPUT"
+)
 MUST_BE_MENDED = frozenset({USAGE, INPUT, CREDENTIALS, BUG, DISK})
 
 
 @click.command(context_settings=SETTINGS)
-@click.argument("output", type=click.Path(path_type=Path))
-@click.option(
-    "--state-dir",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="where the job's ledger is, if not beside OUTPUT",
-)
+@click.argument("output", type=PATH)
+@STATE_DIR
 def status(output: Path, state_dir: Path | None) -> None:
     """Say how far the job of OUTPUT is, what is wrong, and what to do next.
 

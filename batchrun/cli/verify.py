@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from batchrun import verify as proof
-from batchrun.cli import SETTINGS
-from batchrun.cli.status import input_of, open_job
+from batchrun.cli import PATH, SETTINGS
+from batchrun.cli.status import STATE_DIR, input_of, open_job
 from batchrun.errors import INPUT, UsageProblem
 from batchrun.log import redact
 from batchrun.storage.jobdir import JobPaths, is_locked
@@ -16,8 +16,8 @@ from batchrun.summary import headline, summarize
 
 
 @click.command(context_settings=SETTINGS)
-@click.argument("output", type=click.Path(path_type=Path))
-@click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="where the job's ledger is")
+@click.argument("output", type=PATH)
+@STATE_DIR
 def verify(output: Path, state_dir: Path | None) -> int:
     """Read input, ledger and OUTPUT whole, and name everything in which they differ. Exit 3 if there is any.
 
