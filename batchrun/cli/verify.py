@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -33,16 +35,21 @@ def verify(output: Path, state_dir: Path | None) -> int:
         found = proof.verify(ledger, input_of(ledger, paths), output)
     except OSError as error:
         raise UsageProblem(f"{error.filename} cannot be read ({error.strerror})", remedy="put it back") from error
-    click.echo(f"input    {found.input_records:>9,} records")
-    click.echo(f"ledger   {found.ledger_rows:>9,} rows      {headline(summarize(ledger))}")
-    click.echo(f"output   {found.output_lines:>9,} lines")
-    if found.uncommitted_bytes:
-        click.echo(f"tail     {found.uncommitted_bytes:>9,} bytes behind the last commit; the next run sees to them")
-    for difference in found.named:
-        click.echo(redact(difference))
-    if found.differences > len(found.named):
-        click.echo(f"… and {found.differences - len(found.named):,} more differences")
-    count = f"{found.differences:,} difference" + ("s" if found.differences > 1 else "")
-    click.echo(count if found.differences else "all agree")
+    with suppress(BrokenPipeError):  # whoever reads may have seen enough; the exit code stays
+        for line in _report(found, headline(summarize(ledger))):
+            click.echo(redact(line))
     ledger.close()
     return INPUT if found.differences else 0
+
+
+def _report(found: proof.Findings, state: str) -> Iterator[str]:
+    yield f"input    {found.input_records:>9,} records"
+    yield f"ledger   {found.ledger_rows:>9,} rows      {state}"
+    yield f"output   {found.output_lines:>9,} lines"
+    if found.uncommitted_bytes:
+        yield f"tail     {found.uncommitted_bytes:>9,} bytes behind the last commit; the next run sees to them"
+    yield from found.named
+    if found.differences > len(found.named):
+        yield f"… and {found.differences - len(found.named):,} more differences"
+    count = f"{found.differences:,} difference" + ("s" if found.differences > 1 else "")
+    yield count if found.differences else "all agree"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -42,3 +43,13 @@ def test_verify_names_a_changed_input_line(finished: Bench) -> None:
     verified = finished.verify()
     assert verified.exit_code == 3
     assert "in.jsonl:2: changed since it was sent" in verified.stdout
+
+
+def test_a_pipe_that_nobody_reads_does_not_make_a_difference_look_like_none(finished: Bench) -> None:
+    """Fails if a broken pipe decides the exit code: 0 would mean that all agree."""
+    finished.output.write_bytes(finished.output.read_bytes().replace(b"stop", b"pots", 1))
+    ours, theirs = os.pipe()
+    os.close(ours)
+    running = finished.spawn("verify", "out.jsonl", shown_on=theirs)
+    os.close(theirs)
+    assert running.wait().exit_code == 3
