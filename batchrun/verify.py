@@ -53,7 +53,8 @@ def verify(ledger: Ledger, input_path: Path, output_path: Path) -> Findings:
     return found
 
 
-def _open(path: Path) -> int:
+def open_plain(path: Path) -> int:
+    """Open a regular file for reading; a pipe in its place is not waited for."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -66,7 +67,7 @@ def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
     good, changed = Marks(), Marks()
     expected = _RowsByOffset(ledger)
     odd = array("q")  # line number, then the row it may be; judged when it is known which rows have their line
-    fd = _open(path)
+    fd = open_plain(path)
     try:
         size = os.fstat(fd).st_size
         found.uncommitted_bytes = max(0, size - committed)
@@ -126,7 +127,7 @@ class _RowsByOffset:
 
 
 def _compare_input(ledger: Ledger, path: Path, found: Findings) -> None:
-    fd = _open(path)
+    fd = open_plain(path)
     try:
         end = ledger.job().input_size
         next_line = 1

@@ -17,7 +17,7 @@ import orjson
 
 from batchrun.channel import Channel
 from batchrun.check import Source
-from batchrun.inputs import BadLine, Parsed, digest, parse
+from batchrun.inputs import MAX_LINE_BYTES, BadLine, Parsed, digest, parse
 from batchrun.log import event
 from batchrun.record import Prompt, Settings
 from batchrun.storage.jobdir import JobPaths
@@ -96,7 +96,7 @@ def utc(at: float | None) -> str | None:
 
 def read_again(source: Source, row: Row) -> Parsed | None:
     """The record, read again from its place; None if the line is no longer the one that was sent, or is no record."""
-    raw = os.pread(source.fd, row.place.length, row.place.offset)
+    raw = b"" if row.place.length > MAX_LINE_BYTES else os.pread(source.fd, row.place.length, row.place.offset)
     if digest(raw) != row.digest:
         return None
     try:
@@ -146,11 +146,12 @@ def _failure_lines(ledger: Ledger, source: Source) -> Iterator[bytes]:
     last = 0
     while page := ledger.rows_unwell(last):
         for row in page:
-            yield one_line(_failure_of(row, source))
+            yield one_line(failure_of(row, source))
         last = page[-1].place.line
 
 
-def _failure_of(row: Row, source: Source) -> dict[str, Any]:
+def failure_of(row: Row, source: Source) -> dict[str, Any]:
+    """One failure, with all its fields; ``meta`` and ``input`` are null if the line is no longer there to be read."""
     failure = row.failure
     assert failure is not None, "the schema forbids it"
     parsed = read_again(source, row)

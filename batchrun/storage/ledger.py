@@ -465,10 +465,22 @@ class Ledger:
         found = self._rows("row_of_operation", operation_id=operation_id)
         return found[0] if found else None
 
+    def _stream(self, query: str) -> Iterator[Row]:
+        """Every row a named question finds, one at a time."""
+        with self._translated(), self._sound():
+            yield from map(_row, self.connection.execute(QUERIES[query]))
+
     def rows_done(self) -> Iterator[Row]:
         """Every DONE row, in the order of the output."""
-        with self._translated(), self._sound():
-            yield from map(_row, self.connection.execute(QUERIES["rows_done"]))
+        return self._stream("rows_done")
+
+    def rows_settled(self) -> Iterator[Row]:
+        """Every DONE, FAILED, HELD and EXPIRED row, in the order of the input."""
+        return self._stream("rows_settled")
+
+    def rows_unwell_in_time(self) -> Iterator[Row]:
+        """Every FAILED, HELD and EXPIRED row, in the order in which they ended."""
+        return self._stream("rows_unwell_in_time")
 
     def lines_known(self, first: int, last: int) -> set[int]:
         """Which of these lines have a row."""

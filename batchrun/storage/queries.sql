@@ -157,6 +157,17 @@ SELECT * FROM record
  WHERE state = 'done'
  ORDER BY out_offset;
 
+-- name: rows_settled
+-- Every row with an answer or a failure, in the order of the input: the index spares the sort.
+SELECT * FROM record INDEXED BY record_line
+ WHERE state IN ('done', 'failed', 'held', 'expired')
+ ORDER BY line;
+
+-- name: rows_unwell_in_time
+SELECT * FROM record
+ WHERE state IN ('failed', 'held', 'expired')
+ ORDER BY finished_at, line;
+
 -- name: lines_known
 SELECT line FROM record
  WHERE line BETWEEN :first AND :last;
