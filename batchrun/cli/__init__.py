@@ -23,6 +23,7 @@ VERBS = {
         "status": "progress, failures and what to do next, from any terminal",
         "verify": "prove that input, ledger and output agree",
     },
+    "Take away": {"export": "answers as jsonl, openai, yandex-dataset, csv or txt"},
     "Set up": {
         "demo": "200 prompts through the local emulator, with faults",
         "emulator": "local server that plays the API, with faults on demand",

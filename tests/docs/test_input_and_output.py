@@ -11,6 +11,7 @@ import pytest
 from batchrun import job
 from batchrun.check import MAX_BAD, MAX_BAD_SHARE
 from batchrun.cli.run import config_of, run
+from batchrun.export import CSV_COLUMNS, FORMATS
 from batchrun.inputs import BadLine, parse
 from batchrun.record import Usage
 from tests.docs.pages import ROOT, blocks, table
@@ -55,6 +56,12 @@ def test_the_fields_of_usage_and_error_are_documented(files: tuple[Any, Any]) ->
     assert list(files[0]["usage"]) == list(Usage.__slots__)
     assert all(name in results["usage"] for name in Usage.__slots__)
     assert all(name in failures["error"] for name in files[1][0]["error"])
+
+
+def test_every_format_of_an_export_is_documented_with_the_columns_of_its_table() -> None:
+    formats = {name: columns for name, columns, _ in table(PAGE, "format")}
+    assert list(formats) == list(FORMATS)
+    assert formats["csv"] == f"{', '.join(CSV_COLUMNS)}, meta (JSON)"
 
 
 def kinds_in_code() -> set[str]:

@@ -28,7 +28,7 @@ LEVELS = {
     **dict.fromkeys(("log", "stop"), 1),
     **dict.fromkeys(("storage", "providers"), 2),
     **dict.fromkeys(
-        ("config", "check", "reader", "submitter", "tracker", "writer", "recovery", "summary", "verify"), 3
+        ("config", "check", "reader", "submitter", "tracker", "writer", "recovery", "summary", "verify", "export"), 3
     ),
     "job": 4,
     "cli": 5,

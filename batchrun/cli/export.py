@@ -1,0 +1,75 @@
+"""``batchrun export``: the answers of a job in another order or shape."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+
+import click
+
+from batchrun.check import Source
+from batchrun.cli import CONTEXT
+from batchrun.cli.report import say
+from batchrun.cli.status import input_of, open_job
+from batchrun.errors import UsageProblem
+from batchrun.export import FORMATS, Export, write_file
+from batchrun.record import Settings
+from batchrun.storage.jobdir import JobPaths, is_locked
+from batchrun.verify import open_plain
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--format", "shape", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True)
+@click.option("--order", type=click.Choice(["input", "finish"]), default="input", show_default=True)
+@click.option("--with-errors", is_flag=True, help="failed, held and expired records too")
+@click.option(
+    "-o", "target", metavar="FILE", type=click.Path(path_type=Path), required=True, help="new file; - is stdout"
+)
+def export(output: Path, shape: str, order: str, with_errors: bool, target: Path) -> None:
+    """Take the answers of OUTPUT away, in the order of the input and in the format you need.
+
+    \b
+    Examples:
+      batchrun export answers.jsonl --format csv -o answers.csv
+      batchrun export answers.jsonl --format yandex-dataset -o dataset.jsonl
+      batchrun export answers.jsonl --with-errors -o - | head
+
+    Every answer is checked on the way: one that changed since it was written ends the export.
+    """
+    if with_errors and shape == "yandex-dataset":
+        raise UsageProblem("yandex-dataset has no place for failures", remedy="leave out --with-errors")
+    paths = JobPaths.of(output)
+    with ExitStack() as opened:
+        ledger = opened.enter_context(closing(open_job(paths)))
+        if is_locked(paths):
+            raise UsageProblem(f"{output} is being written by a run", remedy="export when it has ended")
+        source = input_of(ledger, paths)
+        needed = [output, source] if with_errors or shape == "yandex-dataset" else [output]
+        try:
+            fds = [opened.enter_context(os.fdopen(open_plain(path))).fileno() for path in needed]
+        except OSError as error:
+            raise UsageProblem(f"{error.filename} cannot be read ({error.strerror})", remedy="put it back") from error
+        settings = Settings("", "", json.loads(ledger.job().settings).get("system"))
+        answers = Export(ledger, output, fds[0], Source(source, fds[-1], 0, None, None), settings, shape, with_errors)
+        if str(target) == "-":
+            with suppress(BrokenPipeError):  # of `export | head`: the reader has seen enough
+                sys.stdout.buffer.writelines(answers.lines(order))
+                sys.stdout.buffer.flush()
+        else:
+            refuse_taken(target, {source, paths.output, paths.failures, paths.state})
+            write_file(target, answers.lines(order))
+    if answers.left_out:
+        say(f"batchrun: tool calls have no place in {shape}; answers left out: {answers.left_out:,}")
+
+
+def refuse_taken(target: Path, of_job: set[Path]) -> None:
+    """Raise UsageProblem for a name that is taken, by a file that is there or by one the job may make."""
+    if not target.parent.is_dir():
+        raise UsageProblem(f"there is no folder {target.parent}", remedy="make it, or name another with -o")
+    place, taken = target.resolve(), {Path(os.path.realpath(path)) for path in of_job}
+    if os.path.lexists(target) or taken & {place, *place.parents}:
+        raise UsageProblem(f"{target} is there already, or belongs to the job", remedy="name another file with -o")
