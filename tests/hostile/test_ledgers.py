@@ -18,7 +18,14 @@ from tests.hostile import drawn
 from tests.hostile.here import Here, Service, copy_of, finished, in_memory, json_lines, reply
 
 PAGE_BYTES = 4096
-COMMANDS = (("status", "out.jsonl"), ("verify", "out.jsonl"), (), ("verify", "out.jsonl"), ("status", "out.jsonl"))
+LOOKS = (
+    ("status", "out.jsonl"),
+    ("verify", "out.jsonl"),
+    ("export", "out.jsonl", "--with-errors", "--format", "csv", "-o", "exported"),
+    ("export", "out.jsonl", "--with-errors", "--order", "finish", "-o", "exported"),
+    ("export", "out.jsonl", "--format", "yandex-dataset", "-o", "exported"),
+)
+COMMANDS = (*LOOKS, (), *LOOKS)
 """``()`` stands for the run."""
 
 COLUMNS = {
@@ -171,6 +178,7 @@ def check(here: Here) -> list[int]:
     codes = []
     for words in COMMANDS:
         codes.append((here(*words) if words else here.run()).code)
+        (here.folder / "exported").unlink(missing_ok=True)
         assert here.output.read_bytes().startswith(output_before), f"{words}: a committed line was changed"
     assert here.input.read_bytes() == input_before
     assert victim.read_text() == "precious"
