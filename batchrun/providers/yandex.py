@@ -41,7 +41,7 @@ OPERATION_HOST = "https://operation.api.cloud.yandex.net"
 MAX_TOKENS = 1 << 40  # more than any answer has: a number above it is nonsense
 SUBMIT_PATH = "/foundationModels/v1/completionAsync"
 
-_OPERATION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+OPERATION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _FOLDER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CANCELLED = 1
 _INVALID_ARGUMENT = 3
@@ -236,7 +236,7 @@ class Yandex:
     def _read_submitted(self, status: int, body: bytes, wait_s: float) -> SubmitReply:
         if 200 <= status < 300:
             match _parse(body):
-                case {"id": str(operation_id)} if _OPERATION_ID.fullmatch(operation_id):
+                case {"id": str(operation_id)} if OPERATION_ID.fullmatch(operation_id):
                     return Accepted(operation_id)
             event(
                 "submit_reply_unreadable",
@@ -253,7 +253,7 @@ class Yandex:
 
     async def poll(self, operation_id: str) -> PollReply:
         """GET the operation once."""
-        if not _OPERATION_ID.fullmatch(operation_id):
+        if not OPERATION_ID.fullmatch(operation_id):
             return Malformed("the operation ID in the ledger cannot be one of the service")
         match await self._http.get(f"{self._operations_url}/{operation_id}"):
             case NothingLeft(reason) | MayHaveLeft(reason):
