@@ -214,6 +214,9 @@ def close_the_books(ledger: Ledger, results: Results | None, jobdir: JobDir, con
     cut = 0
     if results is not None:
         start = ledger.job().out_committed
+        earlier = ledger.last_run()
+        if earlier is not None and earlier.ended_at is not None and results.size() > start:
+            raise _output_changed(jobdir.paths, "has grown since its last run ended", ledger)
         kept, end = walk_tail(ledger, results, start)
         refuse_unknown_answers(ledger, results, end)
         if results.size() > start:
@@ -266,7 +269,9 @@ def _adoptable(ledger: Ledger, data: bytes, offset: int) -> Kept | None:
         tokens = usage["input_tokens"], usage["output_tokens"]
     except (KeyError, TypeError):
         return None
-    if not data.endswith(b"\n") or not all(value is None or isinstance(value, int) for value in tokens):
+    if not data.endswith(b"\n") or not all(
+        value is None or (isinstance(value, int) and 0 <= value < 1 << 53) for value in tokens
+    ):
         return None
     row = ledger.row_of_operation(result["operation_id"])
     if row is None or row.state is not State.OPEN or row.place.line != line:
@@ -284,7 +289,10 @@ def refuse_unknown_answers(ledger: Ledger, results: Results, start: int) -> None
     """
     for _, data in lines_of(results.fd, start):
         result = _result(data)
-        if result.keys() >= MARKS_OF_A_RESULT and ledger.row_of_operation(result["operation_id"]) is None:
+        if not result.keys() >= MARKS_OF_A_RESULT:
+            continue
+        row = ledger.row_of_operation(result["operation_id"])
+        if row is None or row.state is State.DONE:
             raise InputProblem(
                 f"{results.path} holds answers that its ledger {ledger.path} does not know",
                 remedy="the ledger is older, or another job's; restore the right one, or choose another -o",

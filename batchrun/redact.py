@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 
 MAX_TEXT_BYTES = 2048
 GONE = "[redacted]"
@@ -54,7 +56,24 @@ redact = Redactor()
 ECHO_LENGTH = 12
 
 
-def without_echo(message: str, sent: str) -> str:
-    """The service's message, or a word about it if it quotes what was sent: prompts go into no log and no ledger."""
+def without_echo(message: str, request: str) -> str:
+    """The service's message, or a word about it if it quotes the request: prompts go into no log and no ledger.
+
+    ``request`` is JSON; its texts are looked for as they are written there and as they are read.
+    """
+    sent = request + "\n" + "\n".join(_texts(request))
     quotes = (message[at : at + ECHO_LENGTH] for at in range(len(message) - ECHO_LENGTH + 1))
     return "the service's message quotes the request" if any(quote in sent for quote in quotes) else message
+
+
+def _texts(request: str) -> list[str]:
+    texts: list[str] = []
+    with suppress(ValueError, RecursionError):
+        waiting = [json.loads(request)]
+        while waiting:
+            found = waiting.pop()
+            if isinstance(found, str):
+                texts.append(found)
+            elif isinstance(found, dict | list):
+                waiting += found.values() if isinstance(found, dict) else found
+    return texts

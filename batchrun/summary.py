@@ -9,7 +9,7 @@ from typing import Any
 
 from batchrun.errors import DECISION, BatchrunError
 from batchrun.record import State
-from batchrun.storage.ledger import Ledger
+from batchrun.storage.ledger import LAST_INSTANT, Ledger
 
 RETENTION_S = 3 * 24 * 3600
 NAMED = 20
@@ -61,7 +61,7 @@ def summarize(ledger: Ledger, total: int | None = None) -> Summary:
         input_tokens += row["input_tokens"]
         output_tokens += row["output_tokens"]
         if row["state"] == State.OPEN:
-            oldest = row["oldest"]
+            oldest = min(max(0.0, row["oldest"] or 0.0), LAST_INSTANT)
     return Summary(
         counts=counts,
         total=ledger.job().input_records if total is None else total,

@@ -9,7 +9,6 @@ import errno
 import re
 import ssl
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -31,6 +30,7 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_RETRY_AFTER_S = 300.0
 SUBMIT_IDLE_S = 10.0
 POLL_IDLE_S = 30.0
+ACCEPTANCES_KEPT = 10_000
 
 _HOST = re.compile(r"([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 
@@ -111,7 +111,7 @@ class Http:
         self._poll_workers = poll_workers
         self._timeouts = Timeouts() if timeouts is None else timeouts
         self._max_body_bytes = max_body_bytes
-        self._accepted = deque[int](maxlen=2 * submit_workers)
+        self._accepted: dict[int, None] = {}  # hashes of bodies, the oldest first
         self._connections = WeakSet[Any]()
 
     async def __aenter__(self) -> Self:
@@ -205,9 +205,8 @@ class Http:
             )
             try:
                 reply = await self._read(response)
-                if sending is not None and self._came_before(reply):
-                    for connection in self._connections:  # replies lag behind: the next record would get this one's
-                        connection.force_close()
+                if sending is not None and not self._is_new_acceptance(reply):
+                    self.drop_connections()
                 return reply
             finally:
                 response.release()  # closes the connection if the body was not read to its end
@@ -218,14 +217,23 @@ class Http:
             reason = self._reason(error, total_s)
             return MayHaveLeft(reason) if sending is None or sending.maybe_sent else NothingLeft(reason)
 
-    def _came_before(self, reply: Reply | Oversize) -> bool:
-        """Whether an earlier POST had the same acceptance, byte for byte: each holds an ID of its own."""
-        if reply.status != 200 or isinstance(reply, Oversize):
+    def drop_connections(self) -> None:
+        """Use none of those that are open now for another request: their replies may lag behind their requests, and
+        the next record would get this one's. Whatever is on its way on them goes on.
+        """
+        for connection in self._connections:
+            connection.force_close()
+
+    def _is_new_acceptance(self, reply: Reply | Oversize) -> bool:
+        """Whether it accepts, and no earlier one was the same byte for byte: each holds an ID of its own."""
+        if isinstance(reply, Oversize) or not 200 <= reply.status < 300:
             return False
         mark = hash(reply.body)
-        came_before = mark in self._accepted
-        self._accepted.append(mark)
-        return came_before
+        is_new = mark not in self._accepted
+        self._accepted[mark] = None
+        if len(self._accepted) > ACCEPTANCES_KEPT:
+            del self._accepted[next(iter(self._accepted))]
+        return is_new
 
     async def _read(self, response: aiohttp.ClientResponse) -> Reply | Oversize:
         chunks: list[bytes] = []

@@ -236,7 +236,7 @@ class Yandex:
     def _read_submitted(self, status: int, body: bytes, wait_s: float) -> SubmitReply:
         if 200 <= status < 300:
             match _parse(body):
-                case {"id": str(operation_id)} if OPERATION_ID.fullmatch(operation_id):
+                case {"id": str(operation_id)} if self._is_usable(operation_id):
                     return Accepted(operation_id)
             event(
                 "submit_reply_unreadable",
@@ -250,6 +250,9 @@ class Yandex:
             code, message = self._read_error(body)
             return Refused(status, message, code, wait_s)
         return Ambiguous(f"HTTP {status}")  # a gateway may have forwarded it
+
+    def _is_usable(self, operation_id: str) -> bool:
+        return OPERATION_ID.fullmatch(operation_id) is not None and self._redact(operation_id) == operation_id
 
     async def poll(self, operation_id: str) -> PollReply:
         """GET the operation once."""
@@ -265,7 +268,8 @@ class Yandex:
             case Reply(200, body, _):
                 operation = _parse(body)
                 if isinstance(operation, dict) and operation.get("id") not in (None, operation_id):
-                    return Malformed("the reply is about another operation")
+                    self._http.drop_connections()  # it lags behind: this says nothing about our operation
+                    return PollFailed("the reply is about another operation")
                 return self._read_operation(operation)
             case Reply(404, body) if _plain(body) != _HTML:  # a page comes from a proxy, which knows no operations
                 return NotFound()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from batchrun.inputs import identity
 from batchrun.storage.ledger import QUERIES, Ledger
 
 
@@ -44,7 +42,6 @@ class Inventory:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        ledger.connection.create_function("identity", 1, _identity_of_json, deterministic=True)
         self.close()
         self._ledger.execute("create_inventory")
 
@@ -85,7 +82,3 @@ class Inventory:
     def close(self) -> None:
         self._ledger.execute("drop_matched")
         self._ledger.execute("drop_inventory")
-
-
-def _identity_of_json(id_json: str | None) -> str | None:
-    return None if id_json is None else identity(json.loads(id_json))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from batchrun.errors import DiskProblem, TryLater, UsageProblem
-from batchrun.storage.ledger import files_of
+from batchrun.storage.ledger import check_files, files_of
 from batchrun.storage.results import sync_directory
 
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "9p2000", "fuse.sshfs", "fuse.rclone"})
@@ -48,6 +48,10 @@ class JobPaths:
         stem = re.sub(r"\.(gz|zst)$", "", output.name)
         stem = re.sub(r"\.(jsonl|ndjson|json)$", "", stem)
         state = state_dir or output.with_name(f"{output.name}.batchrun")
+        if state.resolve() in (Path.cwd(), *output.resolve().parents):
+            raise UsageProblem(f"the state cannot be in '{state}', where other files are", remedy="name a new folder")
+        if output.name.endswith(".errors.ndjson"):
+            raise UsageProblem(f"'{output}' is a name for failures", remedy="choose another -o")
         return cls(output, output.with_name(f"{stem}.errors.ndjson"), state)
 
     @property
@@ -118,6 +122,7 @@ class JobDir:
         Its name is durable with the first commit: SQLite syncs the directory together with the log.
         """
         path = self.paths.ledger
+        check_files(path)
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             self._made_ledger = True
@@ -168,7 +173,9 @@ class JobDir:
 def read_holder(paths: JobPaths) -> dict[str, object]:
     """Who says to hold the lock; empty if it cannot be read."""
     try:
-        holder = json.loads(paths.lock.read_bytes()[:1000])
+        fd = os.open(paths.lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb", buffering=0) as lock:
+            holder = json.loads(lock.read(1000) or b"")
         return holder if isinstance(holder, dict) else {}
     except (OSError, ValueError):
         return {}

@@ -10,7 +10,7 @@ import stat
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -18,12 +18,15 @@ from typing import Any, Self
 import orjson
 
 from batchrun.errors import BatchrunError, DiskProblem, InputProblem, UsageProblem
+from batchrun.inputs import MAX_LINE_BYTES
 from batchrun.log import redact
 from batchrun.record import MOVES, Failure, History, Move, Place, Record, RecordId, Settings, State, Usage
 
 SCHEMA_VERSION = 1
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 PAGE_ROWS = 1000
+MANY = 1 << 31  # more of anything than one record, or one job's starts, can come to
+LAST_INSTANT = float(1 << 33)  # in the year 2242
 # The last bytes of a rollback journal that is one of several; ours never is.
 HEAD_OF_JOURNALS = bytes.fromhex("d9d505f920a163d7")
 
@@ -109,6 +112,8 @@ class Row:
 
 
 def _row(raw: sqlite3.Row) -> Row:
+    if raw["length"] > MAX_LINE_BYTES or max(raw[field.name] for field in fields(History)) >= MANY:
+        raise ValueError("no record")
     return Row(
         seq=raw["seq"],
         place=Place(raw["line"], raw["offset"], raw["length"]),
@@ -133,10 +138,8 @@ def _id(raw: str | None) -> RecordId:
 
 
 def _instant(raw: float | None) -> Any:
-    """Unix seconds that a calendar can show."""
-    if raw is not None and not 0 <= raw < 1 << 33:
-        raise ValueError("no instant")
-    return raw
+    """Unix seconds, as near to it as a calendar can show: the clock may have been anywhere."""
+    return None if raw is None else min(max(0.0, raw), LAST_INSTANT)
 
 
 def _failure(raw: dict[str, Any]) -> Failure:
@@ -147,8 +150,10 @@ def _failure(raw: dict[str, Any]) -> Failure:
 
 
 def _job(job: Job) -> Job:
-    if not isinstance(json.loads(job.settings)["model"], str) or not job.epoch < 1 << 40 or "\0" in job.input_path:
+    if not isinstance(json.loads(job.settings)["model"], str) or not job.epoch < MANY or "\0" in job.input_path:
         raise ValueError("no job")
+    if job.low_water_offset < 0 or job.out_committed < 0:
+        raise ValueError("no place in a file")
     return job
 
 
@@ -279,7 +284,9 @@ class Ledger:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError) as error:
+            if getattr(error, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_DATATYPE":
+                raise self._damaged() from error  # a number that was too large already
             raise  # a bug of ours, not of the disk
         except sqlite3.DatabaseError as error:
             raise self._problem(error) from error
@@ -338,11 +345,8 @@ class Ledger:
         self.execute("end_run", run_id=run_id, exit_code=exit_code, now=now, cause=cause, remedy=remedy)
 
     def last_run(self) -> Run | None:
-        found = self.fetch("last_run")
-        with self._sound():
-            run = Run(*found[0]) if found else None
-            _instant(None if run is None else run.ended_at)
-        return run
+        found = [Run(*raw) for raw in self.fetch("last_run")]
+        return replace(found[0], ended_at=_instant(found[0].ended_at)) if found else None
 
     def next_epoch(self) -> int:
         epoch: int = self.fetch("next_epoch")[0][0]
@@ -518,11 +522,7 @@ class Ledger:
 
     def tally(self) -> list[sqlite3.Row]:
         """A row per state: records, maybe_paid, tokens, the oldest submission."""
-        tally = self.fetch("tally")
-        with self._sound():
-            for row in tally:
-                _instant(row["oldest"])
-        return tally
+        return self.fetch("tally")
 
     def failure_kinds(self) -> list[tuple[str, int, int]]:
         """(kind, records, first line), most frequent first."""
@@ -540,7 +540,7 @@ def files_of(path: Path) -> list[Path]:
     return [path.with_name(f"{path.name}{suffix}") for suffix in ("", "-wal", "-shm", "-journal")]
 
 
-def _check_files(path: Path) -> None:
+def check_files(path: Path) -> None:
     """SQLite follows links, waits at pipes, writes to second names, and deletes what a journal names as its head."""
     for each in files_of(path):
         try:
@@ -552,6 +552,14 @@ def _check_files(path: Path) -> None:
                 raise DiskProblem(f"`{each}` is not a plain file of ours", remedy="move it away")
         except FileNotFoundError:  # SQLite removes them when it is done
             continue
+    log = path.with_name(f"{path.name}-wal")
+    if _size(log) and not _size(path):
+        remedy = "put the ledger back: without it SQLite throws the log away, and what it knows of payments"
+        raise DiskProblem(f"`{log}` is there, and its ledger is gone or empty", remedy=remedy)
+
+
+def _size(path: Path) -> int:
+    return os.lstat(path).st_size if os.path.lexists(path) else 0
 
 
 def _names_a_head(path: Path, size: int) -> bool:
@@ -564,7 +572,7 @@ def _names_a_head(path: Path, size: int) -> bool:
 
 def _connect(path: Path, target: str) -> sqlite3.Connection:
     try:
-        _check_files(path)
+        check_files(path)
     except OSError as error:
         raise DiskProblem(f"the ledger {path} cannot be read", remedy="is it a file, and yours?") from error
     is_uri = target.startswith("file:")

@@ -207,7 +207,6 @@ UPDATE record
        attempt           = attempt + (operation_id IS NOT NULL),
        maybe_paid        = maybe_paid + (operation_id IS NOT NULL),
        lost_replies      = 0,
-       failed_operations = 0,
        operation_id      = NULL,
        finished_at       = NULL,
        error             = NULL
@@ -290,7 +289,7 @@ CREATE TEMP TABLE matched AS
 SELECT record.seq, record.line AS was, record.state, inventory.line, inventory.offset, inventory.length, inventory.digest,
        inventory.digest IS record.digest AS same
   FROM record
-  LEFT JOIN inventory ON inventory.identity = identity(record.id);
+  LEFT JOIN inventory ON inventory.identity = CASE json_type(record.id) WHEN 'text' THEN json_extract(record.id, '$') ELSE record.id END;
 
 -- name: match_by_line
 CREATE TEMP TABLE matched AS

@@ -62,6 +62,9 @@ class Service:
             return reply({"code": 5, "message": "operation not found"}, status=404)
         return self.answer(operation_id, self.asked[operation_id])
 
+    def drop_connections(self) -> None:
+        """There are none."""
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -151,6 +151,11 @@ class Exchange:
         found = re.search(rf"(?i)\r\n{name}: *([^\r]*)", head.decode("latin-1"))
         return found[1] if found else ""
 
+    @property
+    def connection(self) -> asyncio.StreamWriter:
+        """What the client has its end of."""
+        return self._writer
+
     async def body(self) -> bytes:
         if self._body is None:
             self._body = await self._reader.readexactly(self.length)

@@ -337,6 +337,47 @@ def test_an_output_or_a_ledger_that_was_damaged_or_exchanged_is_refused_and_left
     finished.check()
 
 
+def test_a_ledger_that_went_away_from_its_log_is_missed(bench: Bench) -> None:
+    """Fails if ``check_files`` does not look for the log alone: SQLite would throw away what was paid."""
+    bench.records("a", "b")
+    bench.emulator.change(p50=3, p99=3)
+    bench.kill_once(open=2)
+    ledger, log, aside = bench.state / "ledger.db", bench.state / "ledger.db-wal", bench.folder / "aside"
+    before = log.read_bytes()
+    assert before
+    ledger.rename(aside)
+    for is_empty in (False, True):
+        if is_empty:
+            ledger.touch()
+        ran = bench.run()
+        assert ran.exit_code == 74
+        assert "its ledger is gone or empty" in ran.stderr
+        assert log.read_bytes() == before
+    aside.replace(ledger)
+    assert bench.run().exit_code == 0
+    assert bench.emulator.submissions == {"a": 1, "b": 1}
+    bench.check()
+
+
+def test_a_ledger_that_forgot_where_to_go_on_does_not_end_as_if_all_were_done(bench: Bench) -> None:
+    """Fails if a run that has nothing left to do does not count what was never sent."""
+    bench.records("a", "b", "c")
+    bench.expect("a", p50=2, p99=2)
+    assert bench.start_until("--rps", "0.5", open=1).stop(signal.SIGTERM).exit_code == 143
+    sent = len(bench.rows())
+    with bench.ledger(write=True) as connection:
+        line, offset = connection.execute("SELECT low_water_line, low_water_offset FROM job").fetchone()
+        connection.execute("UPDATE job SET low_water_line = 4, low_water_offset = input_size")
+    ran = bench.run()
+    assert ran.exit_code == 74
+    assert f"{3 - sent} were never sent" in ran.stderr
+    with bench.ledger(write=True) as connection:
+        connection.execute("UPDATE job SET low_water_line = ?, low_water_offset = ?", (line, offset))
+    assert bench.run().exit_code == 0
+    assert bench.emulator.submissions == {"a": 1, "b": 1, "c": 1}
+    bench.check()
+
+
 def test_a_database_that_is_no_ledger_is_refused_and_left_as_it_is(bench: Bench) -> None:
     """Fails if ``Ledger.open`` writes to a file before ``_check_schema`` has looked at it."""
     bench.records("a")

@@ -23,6 +23,7 @@ import orjson
 import pytest
 
 from tests.scenarios.bench import KEY, Bench, record, wait_until
+from tests.scenarios.emulator import operations_in
 from tests.scenarios.proxy import (
     Exchange,
     Proxy,
@@ -219,6 +220,34 @@ def test_a_reply_delivered_twice_answers_no_other_record(bench: Bench, proxy: Pr
     proxy.listen()
     assert bench.run("--concurrency", "1").exit_code in (0, 4)
     bench.check()
+
+
+@pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable", "400 Bad Request"])
+def test_a_refusal_that_stands_before_the_reply_shifts_no_other(bench: Bench, proxy: Proxy, status: str) -> None:
+    """Fails if a connection is used again after anything but an acceptance: each reply would be the one before."""
+    bench.records("a", "b", "c", "d", "e")
+    lagging: dict[object, bytes] = {}
+    posts = 0
+
+    async def script(exchange: Exchange) -> None:
+        nonlocal posts
+        reply = await exchange.forward()
+        if exchange.method == "POST":
+            posts += 1
+            if posts == 2:
+                reply, lagging[exchange.connection] = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode(), reply
+            elif exchange.connection in lagging:
+                reply, lagging[exchange.connection] = lagging[exchange.connection], reply
+        await exchange.say(reply)
+
+    proxy.script = script
+    proxy.listen()
+    assert bench.run("--concurrency", "1").exit_code in (0, 1)
+    assert not {row["id"] for row in bench.rows() if row["state"] == "held"}
+    answered = {row["id"]: row["operation_id"] for row in bench.rows() if row["state"] == "done"}
+    accepted = {operation["id"]: operation["text"] for operation in operations_in(bench.emulator.journal())}
+    assert {id: accepted[operation] for id, operation in answered.items()} == {id: id for id in answered}
+    assert len(answered) >= 4, "the second may be refused for good"
 
 
 # --- replies that are none ---

@@ -38,6 +38,28 @@ def test_an_output_that_somebody_changed_is_refused_and_left_as_it_is(
     assert finished.is_untouched()
 
 
+def test_an_output_that_grew_after_its_run_had_ended_is_refused_and_left_as_it_is(finished: Bench) -> None:
+    """Fails if a tail is cut although the run that wrote the output had come to its end: somebody else wrote it."""
+    with finished.output.open("ab") as output:
+        output.write(b"somebody's work\n")
+    before = finished.output.read_bytes()
+    ran = finished.run()
+    assert ran.exit_code == 3
+    assert "has grown since its last run ended" in ran.stderr
+    assert finished.output.read_bytes() == before
+
+
+def test_answers_that_the_ledger_has_and_does_not_count_are_not_cut(finished: Bench) -> None:
+    """Fails if ``refuse_unknown_answers`` looks at unknown operations only."""
+    before = finished.output.read_bytes()
+    with finished.ledger(write=True) as connection:
+        connection.execute("UPDATE job SET out_committed = 0, out_last_seq = NULL")
+        connection.execute("UPDATE run SET ended_at = NULL")
+    assert finished.run().exit_code == 3
+    assert finished.output.read_bytes() == before
+    assert finished.is_untouched()
+
+
 def test_an_output_without_its_ledger_is_not_written_to(bench: Bench) -> None:
     bench.records("a")
     bench.output.write_text("somebody's work\n")

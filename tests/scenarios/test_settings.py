@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.scenarios.bench import Bench
 
 
@@ -29,6 +31,31 @@ def test_requests_refused_alike_at_the_start_fail_nothing_and_other_settings_are
     assert bench.run("--temperature", "0.5").exit_code == 0
     assert set(bench.emulator.submissions.values()) == {1}
     bench.check()
+
+
+@pytest.mark.parametrize("words", [("--state-dir", "."), ("-o", "out.errors.ndjson")])
+def test_a_place_where_other_files_are_is_refused(bench: Bench, words: tuple[str, str]) -> None:
+    """Fails if ``JobPaths.of`` takes any: ``--new-run`` would rename the folder, a run delete another job's answers."""
+    bench.records("a")
+    ran = bench.run(*words)
+    assert ran.exit_code == 2
+    assert bench.is_untouched()
+
+
+def test_a_screen_of_few_letters_shows_what_it_can(finished: Bench) -> None:
+    """Fails if ``main`` leaves the streams strict."""
+    env = {**finished.environment, "PYTHONIOENCODING": "latin-1"}
+    assert finished.spawn("status", "out.jsonl", env=env).wait().exit_code == 0
+
+
+def test_a_clock_far_beyond_any_calendar_spoils_no_ledger(finished: Bench) -> None:
+    """Fails if an odd instant is taken for damage: a wrong clock must not cost a job."""
+    with finished.ledger(write=True) as connection:
+        connection.execute("UPDATE record SET submitted_at = 1e11, finished_at = -5")
+        connection.execute("UPDATE run SET ended_at = 1e300")
+    assert finished.run().exit_code == 0
+    assert finished.spawn("status", "out.jsonl").wait().exit_code == 0
+    finished.check()
 
 
 def test_a_new_run_puts_the_old_one_aside_under_a_dated_name(finished: Bench) -> None:

@@ -372,9 +372,8 @@ def test_a_dataset_of_an_input_that_changed_is_refused_and_the_other_formats_do_
 
 def test_failures_whose_line_changed_are_told_without_it(shelf: Shelf) -> None:
     shelf.input.write_bytes(shelf.input.read_bytes().replace(b"five", b"FIVE"))
-    sql(shelf.paths.ledger, f"UPDATE record SET length = {1 << 45} WHERE line = 6")
     lines = {line["line"]: line for line in json_lines(shelf.take("--with-errors"))}
-    assert [lines[line]["input"] for line in (5, 6)] == [None, None]
+    assert lines[5]["input"] is None
 
 
 # --- where it goes ---

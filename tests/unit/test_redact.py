@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import hypothesis
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchrun.redact import GONE, MAX_TEXT_BYTES, Redactor, redact
+from batchrun.redact import GONE, MAX_TEXT_BYTES, Redactor, redact, without_echo
 
 JWT = "eyJhbGciOiJQUzI1NiJ9.eyJpc3MiOiJhamVleGFtcGxlIn0.c2lnbmF0dXJl"
 TEXTS = {
@@ -85,6 +86,14 @@ def test_a_hostile_text_takes_no_time(part: str) -> None:
     began = time.process_time()
     redact(part * 200_000)
     assert time.process_time() - began < 2
+
+
+def test_a_message_that_quotes_the_request_is_replaced_however_the_request_was_written() -> None:
+    said = "Ёлки и палки, однако"
+    for written in (json.dumps({"prompt": said}), json.dumps([said], ensure_ascii=False)):
+        assert said not in without_echo(f"not allowed: {said}", written)
+        assert without_echo("the model is not there", written) == "the model is not there"
+    assert said not in without_echo(f"not allowed: {said}", f"{{{said}")
 
 
 @hypothesis.settings(deadline=None)

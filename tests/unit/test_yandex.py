@@ -555,7 +555,7 @@ POLLS: dict[str, tuple[dict[str, Any], PollReply]] = {
     "answered": ({"body": answered()}, text("stop")),
     "answered for somebody else": (
         {"body": answered().replace(OPERATION_ID.encode(), b"d7qanother")},
-        Malformed("the reply is about another operation"),
+        PollFailed("the reply is about another operation"),
     ),
     "not found": ({"status": 404, "body": C}, NotFound()),
     "not found, without a word": ({"status": 404, "body": b""}, NotFound()),
