@@ -281,16 +281,19 @@ async def run_job(input: PathName, output: PathName, **options: Any) -> Summary:
     return run.result()
 
 
+OF_THE_SCREEN = {"help", "quiet", "verbose", "log_file"}
+
+
 def _config(input: PathName, output: PathName, options: dict[str, Any]) -> JobConfig:
     """The options, read as the command reads its own."""
     from click import ClickException, UsageError
 
-    from batchrun.cli.run import SECTIONS, config_of, run
+    from batchrun.cli.run import config_of, run
 
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     words = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in given.items()]
     try:
-        if options.keys() & {"help", *SECTIONS["Screen and log"]}:
+        if options.keys() & OF_THE_SCREEN:
             raise UsageError("run_job prints nothing and logs nothing by itself")
         return config_of(run.make_context("run", [*words, f"--output={output}", "--", str(input)]).params)
     except ClickException as problem:
