@@ -64,7 +64,7 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
             problem = work_through(config, recovered, environ, screen)
         with on_signals(lambda number: None):  # a few files are left to bring in step
             summary = summarize(recovered.ledger, recovered.source.records)
-            if problem is None and summary.unsent:
+            if problem is None and summary.unsent and config.limit is None:
                 problem = DiskProblem(
                     f"the ledger `{config.paths.ledger}` says that all is done, and {summary.unsent:,} were never sent",
                     remedy="it is damaged; --new-run begins anew and pays again",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 
 import pytest
 
@@ -19,6 +20,20 @@ def test_a_few_records_first_then_more_then_the_whole_file(bench: Bench) -> None
         bench.check(unsent=15 - limit)
     assert bench.run().exit_code == 0
     assert set(bench.emulator.submissions.values()) == {1}
+    bench.check()
+
+
+def test_a_limit_below_a_record_in_doubt_leaves_it_for_a_later_run(bench: Bench) -> None:
+    """Fails if a record behind the limit counts as one that was forgotten: nothing is damaged."""
+    bench.records("a", "b", "c")
+    bench.expect("c", slow=60)
+    running = bench.start()
+    wait_until(lambda: bench.emulator.submissions["c"] == 1, "c is accepted, and not yet answered", while_alive=running)
+    running.stop(signal.SIGKILL)
+    bench.emulator.change(rules=[])
+    assert bench.run("--limit", "1").exit_code == 0
+    assert bench.emulator.submissions["c"] == 1
+    assert bench.run().exit_code == 0
     bench.check()
 
 
