@@ -18,7 +18,8 @@ from typing import Any, Self
 from batchrun import job, record
 from batchrun.config import DEFAULT_CONCURRENCY, DEFAULT_MODEL, DEFAULT_READ_RPS, JobConfig
 from batchrun.errors import DECISION, BatchrunError, CredentialsRefused, TryLater, UsageProblem
-from batchrun.inputs import BadLine, parse
+from batchrun.inputs import parse
+from batchrun.lines import BadLine
 from batchrun.log import keep_secret, redact
 from batchrun.providers.yandex import OPERATION_ID, Yandex, credentials_from
 from batchrun.record import Answer, Failure
@@ -225,17 +226,11 @@ def prompt_of(messages: Messages, options: record.JsonObject) -> record.Prompt:
     """What is asked, held to the rules for a line of an input. Raises UsageProblem if it fits none."""
     try:
         several = [messages] if isinstance(messages, str | dict) else messages
-        body = {"messages": [_message(each) for each in several], "completionOptions": options}
+        asked = [{"role": "user", "text": each} if isinstance(each, str) else dict(each) for each in several]
+        body = {"messages": asked, "completionOptions": options}
         return parse(json.dumps(body).encode()).prompt
     except (BadLine, TypeError, ValueError, RecursionError) as bad:
         raise UsageProblem(f"this cannot be asked: {bad}", remedy="docs/api.md shows what messages may be") from bad
-
-
-def _message(given: Message) -> record.JsonObject:
-    message = {"role": "user", "text": given} if isinstance(given, str) else dict(given)
-    if "content" in message and "text" not in message:
-        message["text"] = message.pop("content")
-    return message
 
 
 # --- a whole file -----------------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ from itertools import islice
 from pathlib import Path
 
 from batchrun.errors import InputProblem
-from batchrun.inputs import BadLine, Line, LineSplitter, digest, identity, is_blank, parse, sniff
+from batchrun.inputs import AS_EACH_IS, Parsed, Reading, Shape, identity, parse
+from batchrun.lines import BadLine, Line, LineSplitter, digest, is_blank, sniff
+from batchrun.record import Settings
 from batchrun.storage.inventory import Entry, Inventory
 
 BLOCK_BYTES = 256 * 1024
@@ -36,6 +38,23 @@ class Source:
     checked: tuple[int, int, int, bytes] | None
     first_line: int = 1
     first_offset: int = 0
+    reading: Reading = AS_EACH_IS
+
+    def parse(self, raw: bytes) -> Parsed:
+        """What one of its lines asks. Raises BadLine."""
+        return parse(raw, self.reading)
+
+
+def reading_of(settings: Settings, fd: int, end: int) -> Reading:
+    """How the lines of this file are understood: as the settings say, and as its first record is."""
+    reading = Reading(
+        None if settings.format == "auto" else Shape(settings.format),
+        settings.prompt_column,
+        model_given=settings.model_given,
+        for_instruct=settings.provider == "yandex-instruct",
+    )
+    first = next(filter(is_record, read_lines(fd, end)), None)
+    return reading if first is None or first.too_long else reading.fixed_by(first.raw)
 
 
 @dataclass(slots=True)
@@ -77,7 +96,9 @@ def is_record(line: Line) -> bool:
     return line.too_long or not is_blank(line.raw)
 
 
-def check_input(path: Path, fd: int, size: int, inventory: Inventory, *, limit: int | None, strict: bool) -> Checked:
+def check_input(
+    path: Path, fd: int, size: int, inventory: Inventory, reading: Reading, *, limit: int | None, strict: bool
+) -> Checked:
     """Check every line; put every good record into the inventory.
 
     Args:
@@ -98,7 +119,7 @@ def check_input(path: Path, fd: int, size: int, inventory: Inventory, *, limit: 
         if limit is not None and found.records == limit and is_record(line):
             found.end, found.whole = line.offset, False
             break
-        _check_line(path, line, found, entries)
+        _check_line(path, line, reading, found, entries)
         if len(entries) >= BATCH_ENTRIES:
             inventory.add(entries)
             entries.clear()
@@ -129,7 +150,7 @@ def prefix_digest(fd: int, size: int) -> bytes:
     return hasher.digest()
 
 
-def _check_line(path: Path, line: Line, found: Checked, entries: list[Entry]) -> None:
+def _check_line(path: Path, line: Line, reading: Reading, found: Checked, entries: list[Entry]) -> None:
     found.lines += 1
     if not is_record(line):
         return
@@ -137,10 +158,10 @@ def _check_line(path: Path, line: Line, found: Checked, entries: list[Entry]) ->
     try:
         if line.too_long:
             raise BadLine(TOO_LONG)
-        parsed = parse(line.raw)
+        parsed = parse(line.raw, reading)
     except BadLine as bad:
         found.bad += 1
-        found.first_is_bad |= found.records == 1
+        found.first_is_bad |= found.records == 1 and reading.shape is not Shape.FAILURES
         found.first_bad = found.first_bad or (line.number, line.offset)
         if len(found.messages) < MAX_MESSAGES:
             found.messages.append(f"{path}:{line.number}: {bad}")

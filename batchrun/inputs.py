@@ -1,41 +1,31 @@
-"""A line of the input file: where it stands, what it asks, or why it is bad (pure).
-
-``LineSplitter`` makes lines of blocks of bytes; ``parse`` makes a prompt of a line or says in plain words
-why not; ``sniff`` recognises, before any line is read, a file that holds no lines of JSON.
-"""
+"""What one line asks: its shape, its prompt, its options, or in plain words why it is bad (pure)."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
-import math
 import re
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import lru_cache
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
+from batchrun.lines import BadLine, shown, strict_json
 from batchrun.record import JsonObject, Prompt, RecordId
 
-MAX_LINE_BYTES = 4 * 1024 * 1024
-MAX_NESTING = 64
 MAX_ID_BYTES = 256
-_BOM = b"\xef\xbb\xbf"
-_SPACE = " \t\r\n"  # what JSON calls whitespace, and nothing else
 
 
-class BadLine(Exception):
-    """One line cannot be used. ``column`` is the byte in the line, from 1, where it has a place."""
+class Shape(StrEnum):
+    """What the lines of an input look like. The first record decides for the whole file."""
 
-    def __init__(self, reason: str, column: int | None = None) -> None:
-        super().__init__(reason, column)
-        self.reason = reason
-        self.column = column
-
-    def __str__(self) -> str:
-        return self.reason if self.column is None else f"{self.reason} at byte {self.column}"
+    PROMPT = "prompt"  # {"prompt": …}, with options and other fields
+    STRING = "string"  # "…"
+    MESSAGES = "messages"  # {"messages": […]}, with any field of a request body
+    OPENAI = "openai"  # a line for OpenAI's batches
+    DATASET = "yandex-dataset"  # {"request": […], "response": …}
+    INSTRUCT = "instruct"  # {"requestText": …}, a request body of the older API
+    FAILURES = "failures"  # a line of a failures file of ours: its `input` is taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,257 +37,79 @@ class Parsed:
     meta: JsonObject
 
 
-# --- lines --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the lines of one input are understood: the same for all of them.
 
-
-class Line(NamedTuple):
-    """One line without its LF, a CR before it, and a BOM at the start of the file.
-
-    ``number`` counts from 1; ``raw`` begins at ``offset`` in the file, and is empty when ``too_long``.
+    ``shape`` None: none is fixed, each line may have any. ``prompt_column`` and ``render`` make the prompt of any
+    object's fields; then it has no options of its own. ``model_given``: the model of an OpenAI line gives way to ours.
+    ``for_instruct``: full bodies are those of the older API.
     """
 
-    number: int
-    offset: int
-    raw: bytes
-    too_long: bool
+    shape: Shape | None = None
+    prompt_column: str | None = None
+    render: Callable[[JsonObject], str] | None = None
+    model_given: bool = False
+    for_instruct: bool = False
+
+    def fixed_by(self, raw: bytes) -> Reading:
+        """The same, once the first record of the file is known."""
+        if self.shape is None:
+            try:
+                return replace(self, shape=_shape_of(strict_json(raw)) or Shape.PROMPT)
+            except BadLine:
+                pass
+        return self
 
 
-class LineSplitter:
-    """Cuts blocks of bytes into lines, at LF only; holds at most ``MAX_LINE_BYTES`` and one block.
-
-    Args:
-        offset: Where in the file the first block begins; it is the start of a line.
-        number: The number of that line.
-    """
-
-    def __init__(self, *, offset: int = 0, number: int = 1) -> None:
-        self._offset = offset
-        self._number = number
-        self._held: list[bytes] = []  # the beginning of the line that has no LF yet
-        self._held_bytes = 0  # its true length: what is over the limit is counted, not kept
-
-    def feed(self, block: bytes) -> list[Line]:
-        """The lines that end in this block."""
-        pieces = block.split(b"\n")
-        rest = pieces.pop()
-        if not pieces:
-            self._hold(rest)
-            return []
-        self._hold(pieces[0])
-        lines = [self._held_line()]
-        offset, number = self._offset, self._number
-        for raw in pieces[1:]:
-            size = len(raw)
-            if size > MAX_LINE_BYTES:
-                lines.append(Line(number, offset, b"", True))
-            else:
-                lines.append(Line(number, offset, raw[:-1] if raw.endswith(b"\r") else raw, False))
-            offset += size + 1
-            number += 1
-        self._offset, self._number = offset, number
-        self._hold(rest)
-        return lines
-
-    @property
-    def position(self) -> tuple[int, int]:
-        """(number, offset) of the line that has not ended yet."""
-        return self._number, self._offset
-
-    def end(self) -> list[Line]:
-        """The last line, when no LF ends it."""
-        return [self._held_line()] if self._held_bytes else []
-
-    def _hold(self, piece: bytes) -> None:
-        self._held_bytes += len(piece)
-        if self._held_bytes > MAX_LINE_BYTES:
-            self._held.clear()
-        elif piece:
-            self._held.append(piece)
-
-    def _held_line(self) -> Line:
-        raw, size, offset, number = b"".join(self._held), self._held_bytes, self._offset, self._number
-        self._held.clear()
-        self._held_bytes = 0
-        self._offset += size + 1
-        self._number += 1
-        if size > MAX_LINE_BYTES:
-            return Line(number, offset, b"", True)
-        if offset == 0 and raw.startswith(_BOM):
-            raw, offset = raw[len(_BOM) :], len(_BOM)
-        return Line(number, offset, raw.removesuffix(b"\r"), False)
+AS_EACH_IS = Reading()
 
 
-def is_blank(raw: bytes) -> bool:
-    """Whether a line holds nothing but spaces, tabs and CR: it is counted, and is no record."""
-    return not raw.strip(b" \t\r")
-
-
-def digest(raw: bytes) -> bytes:
-    """16 bytes that tell whether a line is still the one that was sent."""
-    return hashlib.blake2b(raw, digest_size=16).digest()
-
-
-# --- strict JSON --------------------------------------------------------------------------------------------
-
-
-def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise BadLine(f"'{_shown(twice)}' is given twice in one object")
-    return found
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
-        raise BadLine("an integer is over 64 bits: write it as a text, in quotes")
-    return int(digits)
-
-
-def _number(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        raise BadLine("a number is too large: write it as a text, in quotes")
-    return number
-
-
-def _constant(name: str) -> NoReturn:
-    raise BadLine(f"not JSON: {name} is not a JSON number, write null")
-
-
-_decode = json.JSONDecoder(
-    object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_constant
-).raw_decode
-
-_TEXT_OR_BRACKET = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[][{}]', re.DOTALL)
-_UP_TO_LONE_SURROGATE = re.compile(
-    rb"(?:[^\\]++|\\[^u]|\\u(?![dD][89a-fA-F])|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)*+", re.DOTALL
-)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
-
-def _strict_json(raw: bytes) -> Any:
-    """The one JSON value of a line, exactly as written: nothing rounded, dropped or repaired."""
-    if raw.count(b"{") + raw.count(b"[") > MAX_NESTING:
-        _check_nesting(raw)
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as exc:
-        raise BadLine(f"not UTF-8: wrong byte 0x{raw[exc.start]:02x}", exc.start + 1) from None
-    if text.startswith("\ufeff"):
-        raise BadLine("a byte order mark (U+FEFF) where a record begins: remove it", 1)
-    start = 0 if text.startswith("{") else len(text) - len(text.lstrip(_SPACE))
-    try:
-        value, end = _decode(text, start)
-    except json.JSONDecodeError as exc:
-        reason, at = _what_is_wrong(text, exc.pos, exc.msg)
-        raise BadLine(f"not JSON: {reason}", _column(text, at)) from None
-    if end != len(text) and (rest := text[end:].lstrip(_SPACE)):
-        raise BadLine(f"not JSON: {_what_follows(rest)}", _column(text, len(text) - len(rest)))
-    if b"\\ud" in raw or b"\\uD" in raw:
-        _check_surrogates(raw)
-    return value
-
-
-def _check_nesting(raw: bytes) -> None:
-    depth = 0
-    for found in _TEXT_OR_BRACKET.finditer(raw):
-        match found[0]:
-            case b"{" | b"[":
-                depth += 1
-                if depth > MAX_NESTING:
-                    raise BadLine(f"nested deeper than {MAX_NESTING} levels", found.start() + 1)
-            case b"}" | b"]":
-                depth -= 1
-
-
-def _check_surrogates(raw: bytes) -> None:
-    good = _UP_TO_LONE_SURROGATE.match(raw)
-    if good and good.end() < len(raw):
-        raise BadLine(r"half of a \ud800-\udfff pair: it is no character", good.end() + 1)
-
-
-_REASONS = (
-    ("Expecting property name", "expected a key in double quotes"),
-    ("Expecting ':'", "expected a colon after the key"),
-    ("Expecting ','", r"expected a comma or a closing bracket (a quote inside a text is written \")"),
-    ("Invalid \\", r"wrong escape after a backslash (a backslash itself is written \\)"),
-)
-
-
-def _what_is_wrong(text: str, at: int, message: str) -> tuple[str, int]:
-    """The parser's complaint in the words of a person who made the file, and the character it is about."""
-    before, here = text[:at].rstrip(_SPACE)[-1:], text[at : at + 1]
-    if message.startswith("Unterminated"):
-        return "unexpected end of line inside a text", len(text)
-    if not text[at:].strip(_SPACE):
-        return "unexpected end of line", len(text)
-    if before == "," and here in "}]":
-        return "a comma before the closing bracket", len(text[:at].rstrip(_SPACE)) - 1
-    if message.startswith("Illegal trailing comma"):  # Python 3.13 and later
-        return "a comma before the closing bracket", at
-    if message.startswith("Invalid control"):
-        what = "tab" if here == "\t" else "control character"
-        return rf"a raw {what} inside a text (a tab is written \t)", at
-    if here == "'":
-        return "single quotes, JSON wants double quotes", at
-    if here in "/#":
-        return "JSON has no comments", at
-    for start, reason in _REASONS:
-        if message.startswith(start):
-            return reason, at
-    if text.startswith(("True", "False", "None"), at):
-        return "JSON writes true, false and null in small letters", at
-    return "expected a value", at
-
-
-def _what_follows(rest: str) -> str:
-    match rest[0]:
-        case "{" | "[" | '"':
-            return "more than one value on the line, put each on its own"
-        case ",":
-            return "a comma after the record"
-        case "/" | "#":
-            return "JSON has no comments"
-        case _:
-            return "something follows the record"
-
-
-def _column(text: str, at: int) -> int:
-    return len(text[:at].encode()) + 1
-
-
-def _shown(key: str) -> str:
-    """A key as it may stand in a message: cut, and without anything a terminal would obey."""
-    cut = key if len(key) <= 40 else key[:40] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
-
-
-# --- shapes -------------------------------------------------------------------------------------------------
-
-_PROMPT_FIELDS = frozenset({"prompt", "system", "model", "temperature", "max_tokens"})
-_BODY_FIELDS = frozenset(
-    {"messages", "tools", "modelUri", "completionOptions", "jsonObject", "jsonSchema", "parallelToolCalls"}
-    | {"toolChoice", "model_uri", "completion_options", "json_object", "json_schema", "parallel_tool_calls"}
-    | {"tool_choice"}
-)
-_COMPLETION_OPTIONS = ("completionOptions", "completion_options")
-_ID_FIELDS = ("id", "custom_id", "key")
-_ROLES = ("system", "user", "assistant")
-_CONTENTS = ("text", "toolCallList", "tool_call_list", "toolResultList", "tool_result_list")
-
-
-def parse(raw: bytes) -> Parsed:
+def parse(raw: bytes, reading: Reading = AS_EACH_IS) -> Parsed:
     """What one line asks.
 
     Raises:
-        BadLine: It is not strict JSON, fits no shape, or asks for what the service would refuse.
+        BadLine: It is not strict JSON, is of another shape, or asks for what the service would refuse.
     """
-    match _strict_json(raw):
-        case dict(fields):
-            return _from_body(fields) if "messages" in fields else _from_prompt(fields)
-        case str(text):
-            return Parsed(None, Prompt(_checked_text(text, "the prompt")), {})
+    value = strict_json(raw)
+    found = _shape_of(value)
+    if found is Shape.FAILURES and reading.shape in (None, found):  # the record that failed, as it was read then
+        value, reading = value["input"], replace(reading, shape=None)
+        if value is None:
+            raise BadLine("this failure does not hold its record: mend the line in the input it came from")
+        found = _shape_of(value)
+    if reading.prompt_column is not None or reading.render is not None:
+        return _from_fields(value, reading)
+    if found is not None and reading.shape not in (None, found):
+        raise BadLine(f"a line of shape {found}, in a file of shape {reading.shape}")
+    shape = reading.shape or found or Shape.PROMPT
+    parsed = _FROM[shape](value)
+    if parsed.prompt.body is not None and (shape is Shape.INSTRUCT) is not reading.for_instruct:
+        raise BadLine(_OTHER_API[reading.for_instruct])
+    if reading.model_given and shape is Shape.OPENAI:
+        return replace(parsed, prompt=replace(parsed.prompt, model=None))
+    return parsed
+
+
+def _shape_of(value: Any) -> Shape | None:
+    """The shape a value bears the marks of; None for an object that bears none."""
+    match value:
+        case str():
+            return Shape.STRING
+        case {"prompt": _}:
+            return Shape.PROMPT
+        case {"messages": _}:
+            return Shape.MESSAGES
+        case {"requestText": _} | {"request_text": _}:
+            return Shape.INSTRUCT
+        case {"body": dict()} if value.keys() & {"custom_id", "method", "url"}:
+            return Shape.OPENAI
+        case {"request": list()}:
+            return Shape.DATASET
+        case {"error": dict(), "input": _, "operation_id": _}:
+            return Shape.FAILURES
+        case dict():
+            return None
         case _:
             raise BadLine("a record is an object in { } or a text in quotes, nothing else")
 
@@ -307,7 +119,57 @@ def identity(id: RecordId) -> str | None:
     return None if id is None else str(id)
 
 
+# --- shapes -------------------------------------------------------------------------------------------------
+
+
+_PROMPT_FIELDS = frozenset({"prompt", "system", "model", "temperature", "max_tokens"})
+_BODY_FIELDS = frozenset(
+    {"messages", "tools", "modelUri", "completionOptions", "jsonObject", "jsonSchema", "parallelToolCalls"}
+    | {"toolChoice", "model_uri", "completion_options", "json_object", "json_schema", "parallel_tool_calls"}
+    | {"tool_choice"}
+)
+_COMPLETION_OPTIONS = ("completionOptions", "completion_options")
+_GENERATION_OPTIONS = ("generationOptions", "generation_options")
+_INSTRUCT_FIELDS = frozenset(
+    {"model", "instructionText", "instructionUri", "requestText", "generationOptions"}
+    | {"instruction_text", "instruction_uri", "request_text", "generation_options"}
+)
+_OPENAI_URL = "/v1/chat/completions"
+_OPENAI_ALONG = ("user", "metadata")  # say nothing to the model
+_OPENAI_HARMLESS = {"n": 1, "stream": False, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0}
+_OPENAI_HARMLESS |= {"logprobs": False, "store": False}
+_OTHER_API = (
+    "a request body for --provider yandex-instruct",
+    "--provider yandex-instruct takes prompts or its own request bodies, no messages",
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_ID_FIELDS = ("id", "custom_id", "key")
+_ROLES = ("system", "user", "assistant")
+_CONTENTS = ("text", "toolCallList", "tool_call_list", "toolResultList", "tool_result_list")
+
+
+def _from_string(text: str) -> Parsed:
+    return Parsed(None, Prompt(_checked_text(text, "the prompt")), {})
+
+
+def _from_fields(value: Any, reading: Reading) -> Parsed:
+    """A record whose prompt is made of its fields; all of them travel along, but for the column that is the prompt."""
+    if not isinstance(value, dict):
+        raise BadLine("with a template or a prompt column, a record is an object in { }")
+    meta = dict(value)
+    if reading.render is not None:
+        text = _checked_text(reading.render(value), "the prompt made by the template")
+    else:
+        name = reading.prompt_column or ""
+        if name not in value:
+            raise BadLine(f"no field '{shown(name)}'; fields here: {_names(value)}")
+        text = _checked_text(meta.pop(name), shown(name))
+    return Parsed(_take_id(meta), Prompt(text), meta)
+
+
 def _from_prompt(fields: JsonObject) -> Parsed:
+    if "messages" in fields and "prompt" in fields:
+        raise BadLine("both prompt and messages: keep one")
     meta = _others(fields, _PROMPT_FIELDS)
     if "prompt" not in fields:
         hint = ": did you mean 'prompt' instead of 'text'?" if "text" in fields else ""
@@ -320,16 +182,78 @@ def _from_prompt(fields: JsonObject) -> Parsed:
     return Parsed(_take_id(meta), Prompt(text, **options), meta)
 
 
-def _from_body(fields: JsonObject) -> Parsed:
-    if "prompt" in fields:
-        raise BadLine("both prompt and messages: keep one")
+def _from_messages(fields: JsonObject) -> Parsed:
     meta = _others(fields, _BODY_FIELDS)
-    _check_messages(fields["messages"])
     body = {name: value for name, value in fields.items() if name in _BODY_FIELDS}
+    body["messages"] = _messages(fields.get("messages"))
     _check(body, _RULES)
     for name in _COMPLETION_OPTIONS:
         _check(body.get(name) or {}, _RULES_OF_COMPLETION)
     return Parsed(_take_id(meta), Prompt(None, body), meta)
+
+
+def _from_openai(line: JsonObject) -> Parsed:
+    """A line for OpenAI's batches. What shapes the answer there and has no counterpart here is refused."""
+    fields, body = dict(line), line.get("body")
+    if not isinstance(body, dict):
+        raise BadLine("body must be an object, with the messages")
+    if fields.pop("method", "POST") != "POST":
+        raise BadLine("method must be POST")
+    if fields.pop("url", _OPENAI_URL) != _OPENAI_URL:
+        raise BadLine(f"url must be {_OPENAI_URL}: nothing else can be asked here")
+    body = {name: value for name, value in body.items() if value is not None}
+    limit = body.pop("max_completion_tokens", body.pop("max_tokens", None))
+    options = {"model": body.pop("model", None), "temperature": body.pop("temperature", None), "max_tokens": limit}
+    _check(options, _RULES)
+    request = {"messages": _messages(body.pop("messages", None))} | _response_format(
+        body.pop("response_format", {"type": "text"})
+    )
+    del fields["body"]
+    id_, along = _take_id(fields), {name: body.pop(name) for name in _OPENAI_ALONG if name in body}
+    for name, value in body.items():
+        if name not in _OPENAI_HARMLESS or value != _OPENAI_HARMLESS[name]:
+            raise BadLine(f"body.{shown(name)} has no counterpart here: leave it out")
+    return Parsed(id_, Prompt(None, request, **options), fields | along)
+
+
+def _response_format(wanted: Any) -> JsonObject:
+    match wanted:
+        case {"type": "json_object"}:
+            return {"jsonObject": True}
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return {"jsonSchema": {"schema": schema}}
+        case {"type": "text"}:
+            return {}
+    raise BadLine("body.response_format must be of type text, json_object or json_schema")
+
+
+def _from_dataset(fields: JsonObject) -> Parsed:
+    meta = dict(fields)
+    messages = _messages(meta.pop("request", None), "request")
+    if "response" in meta:
+        meta["reference"] = meta.pop("response")
+    return Parsed(_take_id(meta), Prompt(None, {"messages": messages}), meta)
+
+
+def _from_instruct(fields: JsonObject) -> Parsed:
+    meta = {name: value for name, value in fields.items() if name not in _INSTRUCT_FIELDS}
+    body = {name: value for name, value in fields.items() if name in _INSTRUCT_FIELDS}
+    _checked_text(body.get("requestText", body.get("request_text")), "requestText")
+    _check(body, _RULES)
+    for name in _GENERATION_OPTIONS:
+        _check(body.get(name) or {}, _RULES_OF_COMPLETION)
+    return Parsed(_take_id(meta), Prompt(None, body), meta)
+
+
+_FROM: dict[Shape, Callable[[Any], Parsed]] = {
+    Shape.PROMPT: _from_prompt,
+    Shape.STRING: _from_string,
+    Shape.MESSAGES: _from_messages,
+    Shape.OPENAI: _from_openai,
+    Shape.DATASET: _from_dataset,
+    Shape.INSTRUCT: _from_instruct,
+    Shape.FAILURES: _from_prompt,
+}
 
 
 def _others(fields: JsonObject, known: frozenset[str]) -> JsonObject:
@@ -343,12 +267,12 @@ def _others(fields: JsonObject, known: frozenset[str]) -> JsonObject:
         if option == name:
             raise BadLine(f"{name} goes with {there}, not with {here}")
         if option:
-            raise BadLine(f"unknown field '{_shown(name)}': did you mean '{option}'?")
+            raise BadLine(f"unknown field '{shown(name)}': did you mean '{option}'?")
     return others
 
 
 def _names(fields: JsonObject) -> str:
-    names = ", ".join(_shown(name) for name in [*fields][:8])
+    names = ", ".join(shown(name) for name in [*fields][:8])
     return f"{names}, …" if len(fields) > 8 else names
 
 
@@ -374,22 +298,26 @@ def _checked_text(value: Any, name: str) -> str:
     return value
 
 
-def _check_messages(messages: Any) -> None:
+def _messages(messages: Any, name: str = "messages") -> list[JsonObject]:
+    """The messages, each with one of the contents the API knows; ``content`` is another word for ``text``."""
     if not isinstance(messages, list) or not messages:
-        raise BadLine("messages must be a list of at least one message")
-    for place, message in enumerate(messages, 1):
-        if not isinstance(message, dict):
-            raise BadLine(f"message {place} must be an object")
-        if message.get("role") not in _ROLES:
-            raise BadLine(f"message {place}: role must be system, user or assistant")
-        contents = [name for name in _CONTENTS if name in message]
-        if len(contents) != 1:
-            hint = ": did you mean 'text' instead of 'content'?" if "content" in message and not contents else ""
-            raise BadLine(
-                f"message {place} must have one text, toolCallList or toolResultList; has {_names(message)}{hint}"
-            )
-        if contents == ["text"]:
-            _checked_text(message["text"], f"message {place}: text")
+        raise BadLine(f"{name} must be a list of at least one message")
+    return [_message(message, place) for place, message in enumerate(messages, 1)]
+
+
+def _message(message: Any, place: int) -> JsonObject:
+    if not isinstance(message, dict):
+        raise BadLine(f"message {place} must be an object")
+    if message.get("role") not in _ROLES:
+        raise BadLine(f"message {place}: role must be system, user or assistant")
+    contents = [name for name in (*_CONTENTS, "content") if name in message]
+    if len(contents) != 1:
+        raise BadLine(f"message {place} must have one text, toolCallList or toolResultList; has {_names(message)}")
+    if contents[0] in ("text", "content"):
+        _checked_text(message[contents[0]], f"message {place}: {contents[0]}")
+    if contents[0] == "content":
+        return {("text" if name == "content" else name): value for name, value in message.items()}
+    return message
 
 
 def _is_model(value: Any) -> bool:
@@ -412,7 +340,7 @@ _RULES: _Rules = {  # what an option must be, unless it is null
     "max_tokens": ("an integer above 0", _is_limit),
 }
 _RULES |= dict.fromkeys(("model", "modelUri", "model_uri"), ("the name of a model", _is_model))
-_RULES |= dict.fromkeys(_COMPLETION_OPTIONS, ("an object", lambda value: isinstance(value, dict)))
+_RULES |= dict.fromkeys(_COMPLETION_OPTIONS + _GENERATION_OPTIONS, ("an object", lambda value: isinstance(value, dict)))
 _RULES_OF_COMPLETION = _RULES | dict.fromkeys(("maxTokens", "max_tokens"), ("an integer above 0", _is_limit_of_a_body))
 
 
@@ -452,63 +380,3 @@ def _nearest_option(name: str) -> str | None:
         if not re.fullmatch(re.escape(option) + r"(s|[_\-. \dA-Z].*)", name):  # models, temperature_c
             return option
     return None
-
-
-# --- the whole file -----------------------------------------------------------------------------------------
-
-_RESAVE = " text: save it as UTF-8"
-_FORMATS = (
-    (b"\x1f\x8b", "a gzip file: unpack it first"),
-    (b"PK\x03\x04", "a zip file (or a spreadsheet): save the records as JSONL"),
-    (b"\x28\xb5\x2f\xfd", "a zstd file: unpack it first"),
-    (b"BZh", "a bzip2 file: unpack it first"),
-    (b"\xfd7zXZ\x00", "an xz file: unpack it first"),
-    (b"\x00\x00\x00\x00", "zero bytes: the file was not written to its end, make it again"),
-    (b"PAR1", "a parquet file: save the records as JSONL"),
-    (b"\xff\xfe\x00\x00", "UTF-32" + _RESAVE),
-    (b"\x00\x00\xfe\xff", "UTF-32" + _RESAVE),
-    (b"\xff\xfe", "UTF-16" + _RESAVE),
-    (b"\xfe\xff", "UTF-16" + _RESAVE),
-)
-_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a]")
-_QUOTED_COLUMN = re.compile(rb'"(?:[^"\\]|\\.|"")*+"[ \t]*[,;\t]', re.DOTALL)
-
-
-def sniff(head: bytes) -> str | None:
-    """Why a file is no JSONL at all, from its first 4 KiB; ``None``: nothing speaks against it.
-
-    One broken line is none of its business, and a file whose first line is a record always passes.
-    """
-    for magic, reason in _FORMATS:
-        if head.startswith(magic):
-            return reason
-    if b"\x00" in head[:4]:
-        return "UTF-32" + _RESAVE if head[:4].count(0) == 3 else "UTF-16" + _RESAVE
-    text = head.lstrip(_BOM + b" \t\r\n")
-    first, *others = [line.strip(b" \t\r") for line in text.split(b"\n")]
-    if first.startswith(b"["):
-        return "one JSON array: put one object on each line"
-    if others and first.startswith(b"{") and first.endswith((b"{", b"[", b",", b":")):
-        return "pretty-printed JSON: put one object on each line"
-    if not others and _is_cut_by_cr(first):
-        return "line ends are CR only: convert the line ends to LF"
-    if not first or first.startswith(b"{") or any(line.startswith(b"{") for line in others):
-        return None
-    if _NO_TEXT.search(head):
-        return "binary data: save the records as JSONL"
-    if _QUOTED_COLUMN.match(first) or (not first.startswith(b'"') and re.search(rb"[,;\t]", first)):
-        return "looks like CSV: write each row as a JSON object on its own line"
-    if not first.startswith(b'"'):
-        return "looks like plain text: write each prompt as a JSON text on its own line"
-    return None
-
-
-def _is_cut_by_cr(text: bytes) -> bool:
-    first, _, rest = text.partition(b"\r")
-    if not rest.strip(b" \t\r"):
-        return False
-    try:
-        json.loads(first)
-    except (ValueError, RecursionError):
-        return False
-    return True

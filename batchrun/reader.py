@@ -13,7 +13,7 @@ import aiofiles
 from batchrun.channel import Channel
 from batchrun.check import BLOCK_BYTES, TOO_LONG, Source, is_record, prefix_digest
 from batchrun.errors import InputProblem
-from batchrun.inputs import BadLine, Line, LineSplitter, digest, parse
+from batchrun.lines import BadLine, Line, LineSplitter, digest
 from batchrun.log import event
 from batchrun.record import Failure, Place, Record, State
 from batchrun.stop import Stop
@@ -128,7 +128,7 @@ class Reader:
         raw = os.pread(self._source.fd, row.place.length, row.place.offset)
         if digest(raw) != row.digest:
             raise self._changed()
-        parsed = parse(raw)
+        parsed = self._source.parse(raw)
         return Record(row.place, parsed.id, row.digest, parsed.prompt, parsed.meta, row.seq, row.history)
 
     async def _lines_without_row(self) -> AsyncIterator[Line]:
@@ -172,7 +172,7 @@ class Reader:
         try:
             if line.too_long:
                 raise BadLine(TOO_LONG)
-            parsed = parse(line.raw)
+            parsed = self._source.parse(line.raw)
         except BadLine as bad:
             failure = Failure("bad_input", str(bad))
             await self._storage.do(Ledger.refuse_line, place, digest(line.raw), failure, time.time())

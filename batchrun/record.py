@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -54,10 +54,16 @@ class Settings:
     temperature: float | None = None
     max_tokens: int | None = None
     on_this_machine: bool = False  # the endpoint is a loopback address: a rehearsal never goes on for real
+    model_given: bool = False  # by name: then it goes before the model of an OpenAI line
+    format: str = "auto"  # the shape of the input, if it was named
+    prompt_column: str | None = None
+    template: str | None = None  # the text that makes a prompt of a record's fields
+    schema: str | None = None  # a JSON Schema that the service holds the answers to
 
     def digest(self) -> bytes:
         """16 bytes that are equal exactly when the settings are."""
-        values = {name: value for name, value in asdict(self).items() if name != "on_this_machine" or value}
+        given = ((each.name, getattr(self, each.name), each.default) for each in fields(self))
+        values = {name: value for name, value, default in given if value != default}
         return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).digest()
 
 

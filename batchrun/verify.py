@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 
 from batchrun.check import is_record, read_lines
-from batchrun.inputs import digest
+from batchrun.lines import digest
 from batchrun.storage.ledger import Ledger, Row
 from batchrun.storage.results import lines_of
 

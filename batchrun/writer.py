@@ -17,7 +17,8 @@ import orjson
 
 from batchrun.channel import Channel
 from batchrun.check import Source
-from batchrun.inputs import MAX_LINE_BYTES, BadLine, Parsed, digest, parse
+from batchrun.inputs import Parsed
+from batchrun.lines import MAX_LINE_BYTES, BadLine, digest
 from batchrun.log import event
 from batchrun.record import Prompt, Settings
 from batchrun.storage.jobdir import JobPaths
@@ -100,7 +101,7 @@ def read_again(source: Source, row: Row) -> Parsed | None:
     if digest(raw) != row.digest:
         return None
     try:
-        return parse(raw)
+        return source.parse(raw)
     except BadLine:
         return None
 

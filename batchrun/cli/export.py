@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from contextlib import ExitStack, closing, suppress
@@ -10,13 +9,12 @@ from pathlib import Path
 
 import click
 
-from batchrun.check import Source
+from batchrun.check import Source, reading_of
 from batchrun.cli import CONTEXT
 from batchrun.cli.report import say
-from batchrun.cli.status import input_of, open_job
+from batchrun.cli.status import input_of, open_job, settings_of
 from batchrun.errors import UsageProblem
 from batchrun.export import FORMATS, Export, write_file
-from batchrun.record import Settings
 from batchrun.storage.jobdir import JobPaths, is_locked
 from batchrun.verify import open_plain
 
@@ -53,8 +51,9 @@ def export(output: Path, shape: str, order: str, with_errors: bool, target: Path
             fds = [opened.enter_context(os.fdopen(open_plain(path))).fileno() for path in needed]
         except OSError as error:
             raise UsageProblem(f"{error.filename} cannot be read ({error.strerror})", remedy="put it back") from error
-        settings = Settings("", "", json.loads(ledger.job().settings).get("system"))
-        answers = Export(ledger, output, fds[0], Source(source, fds[-1], 0, None, None), settings, shape, with_errors)
+        settings = settings_of(ledger)
+        read = Source(source, fds[-1], 0, None, None, reading=reading_of(settings, fds[-1], os.fstat(fds[-1]).st_size))
+        answers = Export(ledger, output, fds[0], read, settings, shape, with_errors)
         if str(target) == "-":
             with suppress(BrokenPipeError):  # of `export | head`: the reader has seen enough
                 sys.stdout.buffer.writelines(answers.lines(order))

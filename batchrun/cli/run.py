@@ -21,6 +21,7 @@ from batchrun.cli.emulator import settings_of
 from batchrun.cli.report import report_problem, say
 from batchrun.config import JobConfig, read_rps_for
 from batchrun.errors import DiskProblem, UsageProblem
+from batchrun.inputs import Shape
 from batchrun.log import LOGGER, LineFormatter
 from batchrun.providers.http import check_endpoint, is_loopback
 from batchrun.record import Settings
@@ -89,17 +90,31 @@ option = partial(click.option, cls=Option)
     show_default="required",
     help="answers, one JSON object per line, in order of completion",
 )
+@option(
+    "--format",
+    type=click.Choice(["auto", *Shape]),
+    default="auto",
+    metavar="NAME",
+    help=f"what the lines are: {', '.join(Shape)}",
+)
+@option("--prompt-column", metavar="NAME", help="field that holds the prompt; all others travel along")
 @option("--limit", type=COUNT, metavar="N", help="only the first N records")
 @option("--strict", is_flag=True, help="refuse the whole input if any line is bad")
 @option("--state-dir", type=PATH, metavar="DIR", show_default="OUTPUT.batchrun", help="ledger and lock")
 @option(
     "--provider",
-    type=click.Choice(["yandex", "emulator"]),
+    type=click.Choice([*defaults.MODELS]),
     default="yandex",
     metavar="NAME",
     help="yandex, or emulator: a local one that invents answers",
 )
-@option("-m", "--model", default=defaults.DEFAULT_MODEL, metavar="NAME", help="model, short or as gpt://FOLDER/NAME")
+@option(
+    "-m",
+    "--model",
+    metavar="NAME",
+    show_default=defaults.DEFAULT_MODEL,
+    help="model, short or as gpt://FOLDER/NAME",
+)
 @option("-s", "--system", metavar="TEXT|@FILE", help="system message put before each prompt that has none")
 @option("--temperature", type=Number(0, 1), metavar="X", help="0 to 1")
 @option("--max-tokens", type=COUNT, metavar="N", help="limit of one answer")
@@ -205,18 +220,21 @@ def config_of(options: dict[str, Any]) -> JobConfig:
     given["read_rps"] = options["read_rps"] or read_rps_for(options["rps"])
     settings = Settings(
         options["provider"],
-        options["model"],
+        options["model"] or defaults.MODELS[options["provider"]],
         system_text(options["system"]),
         options["temperature"],
         options["max_tokens"],
         on_this_machine=endpoint is not None and is_loopback(endpoint),
+        model_given=options["model"] is not None,
+        format=options["format"],
+        prompt_column=options["prompt_column"],
     )
     return JobConfig(paths=JobPaths.of(options["output"], options["state_dir"]), settings=settings, **given)
 
 
 def refuse_strange_text(options: dict[str, Any]) -> None:
     """Raise UsageProblem for names and texts that are no UTF-8, and for a log file that is one of the job."""
-    for name in ("input", "output", "state_dir", "model", "system"):
+    for name in ("input", "output", "state_dir", "model", "system", "prompt_column"):
         try:
             str(options[name]).encode()
             if isinstance(options[name], Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import click
 from batchrun.cli import PATH, SETTINGS
 from batchrun.errors import BUG, CREDENTIALS, DISK, INPUT, USAGE, UsageProblem
 from batchrun.log import redact
-from batchrun.record import State
+from batchrun.record import Settings, State
 from batchrun.storage.jobdir import JobPaths, is_locked
 from batchrun.storage.ledger import Ledger, Run
 from batchrun.summary import RETENTION_S, Summary, age, names_of, summarize
@@ -63,6 +64,12 @@ def input_of(ledger: Ledger, paths: JobPaths) -> Path:
     return Path(os.path.relpath(paths.output.parent / ledger.job().input_path))
 
 
+def settings_of(ledger: Ledger) -> Settings:
+    """What the job's requests were made with."""
+    given = json.loads(ledger.job().settings)
+    return Settings(**{each.name: given[each.name] for each in fields(Settings) if each.name in given})
+
+
 def describe(ledger: Ledger, paths: JobPaths) -> list[str]:
     """The screen of ``status``."""
     job, summary, last = ledger.job(), summarize(ledger), ledger.last_run()
@@ -81,7 +88,7 @@ def describe(ledger: Ledger, paths: JobPaths) -> list[str]:
         ("not sent", summary.unsent, ""),
         ("total", summary.total, ""),
     ]
-    lines = [f"{paths.output}   {how}   {json.loads(job.settings)['model']}   job {job.job_id}"]
+    lines = [f"{paths.output}   {how}   {settings_of(ledger).model}   job {job.job_id}"]
     for name, count, note in rows:
         if count is None:
             lines.append(f"  {name:<8}   unknown   the input was not read to its end")

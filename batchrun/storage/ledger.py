@@ -18,7 +18,7 @@ from typing import Any, Self
 import orjson
 
 from batchrun.errors import BatchrunError, DiskProblem, InputProblem, UsageProblem
-from batchrun.inputs import MAX_LINE_BYTES
+from batchrun.lines import MAX_LINE_BYTES
 from batchrun.log import redact
 from batchrun.record import MOVES, Failure, History, Move, Place, Record, RecordId, Settings, State, Usage
 
@@ -55,6 +55,8 @@ class Job:
     epoch: int
     created_at: float
     input_path: str
+    input_source: str | None
+    options: str
     settings: str
     settings_digest: bytes
     input_inode: int | None

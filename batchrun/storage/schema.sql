@@ -7,6 +7,8 @@ CREATE TABLE job (
     epoch            INTEGER NOT NULL DEFAULT 0,  -- starts so far; raised by the closing commit of recovery
     created_at       REAL    NOT NULL,
     input_path       TEXT    NOT NULL,            -- seen from the output's folder
+    input_source     TEXT,                        -- what the spool was made of; null: the input is read as it is
+    options          TEXT    NOT NULL DEFAULT '{}', -- JSON: the pace and the like of the last run, for `resume`
     settings         TEXT    NOT NULL,            -- JSON, for people; the digest decides
     settings_digest  BLOB    NOT NULL CHECK (length(settings_digest) = 16),
     input_inode      INTEGER,                     -- the input at the last complete check; null: never checked whole

@@ -12,7 +12,8 @@ from batchrun import job
 from batchrun.check import MAX_BAD, MAX_BAD_SHARE
 from batchrun.cli.run import config_of, run
 from batchrun.export import CSV_COLUMNS, FORMATS
-from batchrun.inputs import BadLine, parse
+from batchrun.inputs import parse
+from batchrun.lines import BadLine
 from batchrun.record import Usage
 from tests.docs.pages import ROOT, blocks, table
 

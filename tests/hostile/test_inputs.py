@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from batchrun.check import check_input, is_record, read_lines
 from batchrun.errors import InputProblem
-from batchrun.inputs import MAX_LINE_BYTES, BadLine, parse
+from batchrun.inputs import AS_EACH_IS, Reading, parse
+from batchrun.lines import MAX_LINE_BYTES, BadLine
 from batchrun.storage.inventory import Inventory
 from batchrun.storage.ledger import Ledger
 from tests.hostile import drawn
@@ -68,13 +69,17 @@ def spliced(base: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
     return base
 
 
+def of_one_shape(lines: list[bytes]) -> list[bytes]:
+    return [line for line in lines if AS_EACH_IS.fixed_by(line) == AS_EACH_IS.fixed_by(lines[0])]
+
+
 EDITS = st.lists(
     st.tuples(st.integers(0, 400), st.integers(0, 12), st.sampled_from(PIECES) | st.binary(max_size=3)), max_size=5
 )
 FILES = st.builds(
     lambda mark, lines, end, edits: mark + spliced(end.join(lines) + end, edits),
     st.sampled_from((b"", b"", b"\xef\xbb\xbf")),
-    st.lists(st.sampled_from(GOOD), min_size=1, max_size=12),
+    st.lists(st.sampled_from(GOOD), min_size=1, max_size=12).map(of_one_shape),
     st.sampled_from((b"\n", b"\r\n", b"\n\n")),
     EDITS,
 ) | st.binary(max_size=200)
@@ -88,8 +93,8 @@ def as_json_says(raw: bytes) -> Any:
     return value["prompt"] if "prompt" in value else value["messages"][-1]["text"]
 
 
-def asked(raw: bytes) -> str | None:
-    prompt = parse(raw).prompt
+def asked(raw: bytes, reading: Reading = AS_EACH_IS) -> str | None:
+    prompt = parse(raw, reading).prompt
     return prompt.text if prompt.body is None else prompt.body["messages"][-1]["text"]
 
 
@@ -126,7 +131,7 @@ def test_lines_tile_the_file_and_each_is_a_record_or_a_named_fault(
         assert at == len(data)
         ledger.connection.execute("DELETE FROM inventory")
         with suppress(InputProblem):
-            checked = check_input(path, fd, len(data), inventory, limit=None, strict=False)
+            checked = check_input(path, fd, len(data), inventory, AS_EACH_IS, limit=None, strict=False)
             assert checked.records == sum(map(is_record, lines))
             assert [row[0] for row in ledger.connection.execute("SELECT line FROM inventory ORDER BY line")] == good
     finally:
@@ -150,9 +155,11 @@ def send_what_is_good(here: Here, data: bytes) -> None:
         assert not here.service.submits
         return
     wanted: Counter[str] = Counter()
-    for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
+    lines = [line.removesuffix(b"\r") for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
+    reading = AS_EACH_IS.fixed_by(next(filter(bytes.strip, lines), b""))
+    for line in lines:
         try:
-            wanted[str(asked(line.removesuffix(b"\r")))] += 1
+            wanted[str(asked(line, reading))] += 1
         except BadLine:
             continue
     assert Counter(here.service.asked.values()) == wanted

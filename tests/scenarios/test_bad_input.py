@@ -33,8 +33,8 @@ BAD_LINES = {
     b'{"sku": 1}': "no prompt; fields here: sku",
     b'{"prompt": "a", "messages": []}': "both prompt and messages",
     b'{"prompt": " "}': "prompt is empty",
-    b'{"messages": [{"role": "robot", "text": "a"}]}': "role must be system, user or assistant",
-    b'{"messages": []}': "messages must be a list of at least one message",
+    b'{"messages": [{"role": "user", "text": "a"}]}': "a line of shape messages, in a file of shape prompt",
+    b'"a"': "a line of shape string, in a file of shape prompt",
     b'{"prompt": "a", "temprature": 0}': "did you mean 'temperature'?",
     b'{"prompt": "a", "temperature": 2}': "temperature must be a number from 0 to 1",
     b'{"prompt": "a", "max_tokens": 0}': "max_tokens must be an integer above 0",
@@ -62,11 +62,11 @@ def test_a_bad_line_fails_alone_and_costs_nothing(bench: Bench, first: int) -> N
 
 def test_what_is_odd_but_clear_is_sent_as_it_is(bench: Bench) -> None:
     """Fails if lines are split anywhere but at LF, or if what JSON may say is not said to the service."""
-    texts = ["crlf", "a\u2028b\u2029c\u0085d", "nul \x00 inside", "no id", "just a text", "no line end"]
+    texts = ["crlf", "a\u2028b\u2029c\u0085d", "nul \x00 inside", "no id", "no id either", "no line end"]
     lines = [json.dumps({"id": number, "prompt": text, "x": [text]}) for number, text in enumerate(texts)]
     lines[0] += "\r"
     lines[1] = json.dumps({"id": 1, "prompt": texts[1], "x": [texts[1]]}, ensure_ascii=False)
-    lines[3:5] = json.dumps({"prompt": texts[3]}), json.dumps(texts[4])
+    lines[3:5] = json.dumps({"prompt": texts[3]}), json.dumps({"prompt": texts[4]})
     bench.input.write_bytes(("\ufeff" + "\n\n".join(lines)).encode())
     assert bench.run().exit_code == 0
     assert bench.emulator.submissions == dict.fromkeys(texts, 1)

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from batchrun.inputs import digest
+from batchrun.lines import digest
 from batchrun.record import Failure, Move, Place, Prompt, Record, RecordId, Settings, State, Usage
 from batchrun.storage.ledger import Ledger
 from batchrun.storage.results import Results

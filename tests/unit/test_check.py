@@ -10,7 +10,8 @@ import pytest
 
 from batchrun.check import Checked, check_input, offset_after, prefix_digest, read_lines
 from batchrun.errors import InputProblem
-from batchrun.inputs import MAX_LINE_BYTES
+from batchrun.inputs import AS_EACH_IS
+from batchrun.lines import MAX_LINE_BYTES
 from batchrun.storage.inventory import Inventory
 from batchrun.storage.ledger import Ledger
 
@@ -39,9 +40,8 @@ class Desk:
         self.path.write_bytes(data)
         self.inventory = Inventory(self.ledger)
         with self.path.open("rb") as file:
-            return check_input(
-                self.path, file.fileno(), self.path.stat().st_size, self.inventory, limit=limit, strict=strict
-            )
+            size = self.path.stat().st_size
+            return check_input(self.path, file.fileno(), size, self.inventory, AS_EACH_IS, limit=limit, strict=strict)
 
     def refusal(self, data: bytes, *, limit: int | None = None, strict: bool = False) -> InputProblem:
         with pytest.raises(InputProblem) as caught:

@@ -19,7 +19,8 @@ from batchrun.check import Source
 from batchrun.cli.export import export
 from batchrun.errors import BatchrunError
 from batchrun.export import CSV_COLUMNS, FORMATS, Export
-from batchrun.inputs import digest, parse
+from batchrun.inputs import parse
+from batchrun.lines import digest
 from batchrun.record import Answer, Failure, Move, Place, Prompt, Record, Settings, State, Usage
 from batchrun.storage.jobdir import JobDir, JobPaths
 from batchrun.storage.ledger import QUERIES
@@ -33,10 +34,10 @@ SETTINGS = Settings("yandex", "yandexgpt/latest", "Be brief.")
 CALLS = {"toolCalls": [{"functionCall": {"name": "weather", "arguments": {"city": "Belgrade"}}}]}
 FAILED, HELD, EXPIRED = State.FAILED, State.HELD, State.EXPIRED
 LINES = [
-    b'"one"',
+    b'{"prompt": "one"}',
     b'{"id": "r2", "prompt": "two", "system": "In Russian.", "sku": 1}',
     b"no record",
-    b'{"custom_id": 4, "messages": [{"role": "system", "text": "Of its own."}, {"role": "user", "text": "four"}]}',
+    b'{"custom_id": 4, "prompt": "four", "system": "Of its own."}',
     b'{"id": "r5", "prompt": "five", "sku": 5}',
     b'{"id": "r6", "prompt": "six"}',
     b'{"id": "r7", "prompt": "seven"}',
@@ -292,7 +293,8 @@ def test_no_line_of_a_txt_is_two_for_any_reader(tmp_path: Path, end: str) -> Non
 
 def test_tool_calls_are_kept_by_openai_and_counted_where_there_is_no_place_for_them(tmp_path: Path) -> None:
     asks = {"messages": [{"role": "user", "text": "x"}, {"role": "assistant", "toolCallList": CALLS}]}
-    shelf = Shelf(tmp_path, [b'"one"', b'"two"', json.dumps(asks).encode(), b'"four"'])
+    plain = json.dumps({"messages": [{"role": "user", "text": "x"}]}).encode()
+    shelf = Shelf(tmp_path, [plain, plain, json.dumps(asks).encode(), plain])
     shelf.put(1, Answer("fine", "stop", Usage()))
     shelf.put(2, Answer(None, "tool_calls", Usage(), json=CALLS))
     shelf.put(3, Answer("sunny", "stop", Usage()))

@@ -22,14 +22,13 @@ MODULES = {
     ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in ROOT.rglob("*.py")
 }
-PURE = ("batchrun.record", "batchrun.pacing", "batchrun.inputs")
+PURE = ("batchrun.record", "batchrun.pacing", "batchrun.lines", "batchrun.inputs")
 LEVELS = {
-    **dict.fromkeys(("errors", "redact", "record", "pacing", "inputs", "channel", "emulator"), 0),
+    **dict.fromkeys(("errors", "redact", "record", "pacing", "lines", "inputs", "channel", "emulator"), 0),
     **dict.fromkeys(("log", "stop"), 1),
     **dict.fromkeys(("storage", "providers"), 2),
-    **dict.fromkeys(
-        ("config", "check", "reader", "submitter", "tracker", "writer", "recovery", "summary", "verify", "export"), 3
-    ),
+    **dict.fromkeys(("config", "check", "intake", "tail", "recovery"), 3),
+    **dict.fromkeys(("reader", "submitter", "tracker", "writer", "summary", "verify", "export"), 3),
     "job": 4,
     "cli": 5,
     **dict.fromkeys(("api", "__main__"), 6),
@@ -67,7 +66,8 @@ def test_the_pure_modules_know_nothing_but_the_record() -> None:
     assert {module: ours(module) for module in PURE} == {
         "batchrun.record": set(),
         "batchrun.pacing": set(),
-        "batchrun.inputs": {"batchrun.record"},
+        "batchrun.lines": {"batchrun.record"},
+        "batchrun.inputs": {"batchrun.lines", "batchrun.record"},
     }
 
 

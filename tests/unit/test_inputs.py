@@ -13,18 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchrun.inputs import (
-    MAX_LINE_BYTES,
-    BadLine,
-    Line,
-    LineSplitter,
-    Parsed,
-    digest,
-    identity,
-    is_blank,
-    parse,
-    sniff,
-)
+from batchrun.inputs import Parsed, identity, parse
+from batchrun.lines import MAX_LINE_BYTES, BadLine, Line, LineSplitter, digest, is_blank, sniff
 from batchrun.record import JsonObject, Prompt
 
 BOM = b"\xef\xbb\xbf"
@@ -378,11 +368,11 @@ def test_a_message_is_text_or_tool_calls_or_tool_results(message: JsonObject) ->
         ),
         pytest.param({"messages": [{"role": "user", "text": 1}]}, "message 1: text must be a text", id="23: text"),
         pytest.param({"messages": [{"role": "user", "text": " "}]}, "message 1: text is empty", id="23: blank text"),
+        pytest.param({"messages": [{"role": "user", "content": " "}]}, "message 1: content is empty", id="23: content"),
         pytest.param(
-            {"messages": [{"role": "user", "content": "a"}]},
-            "message 1 must have one text, toolCallList or toolResultList; has role, content:"
-            " did you mean 'text' instead of 'content'?",
-            id="23: content",
+            {"messages": [{"role": "user", "content": "a", "text": "a"}]},
+            "message 1 must have one text, toolCallList or toolResultList; has role, content, text",
+            id="23: content and text",
         ),
         pytest.param(
             {"messages": [{"role": "user", "text": "a", "tool_call_list": {}}]},

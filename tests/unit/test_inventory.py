@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from batchrun.inputs import digest, identity
+from batchrun.inputs import identity
+from batchrun.lines import digest
 from batchrun.record import Failure, Place, RecordId, State
 from batchrun.storage.inventory import Conflict, Entry, Inventory, Repeated
 from batchrun.storage.ledger import Ledger

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from batchrun.config import JobConfig
 from batchrun.errors import InputProblem
 from batchrun.record import State, Usage
-from batchrun.recovery import close_the_books, walk_tail
+from batchrun.recovery import close_the_books
 from batchrun.storage.jobdir import JobDir, JobPaths
 from batchrun.storage.ledger import Ledger
 from batchrun.storage.results import Results
+from batchrun.tail import walk_tail
 from batchrun.writer import one_line
 
 from .jobfiles import NOW, SETTINGS, a_record, operation_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from batchrun.errors import DiskProblem
-from batchrun.inputs import digest
+from batchrun.lines import digest
 from batchrun.record import Move, Place, State, Usage
 from batchrun.storage.ledger import Ledger
 from batchrun.storage.results import Results

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from batchrun.check import Source
 from batchrun.errors import DiskProblem
-from batchrun.inputs import digest
+from batchrun.lines import digest
 from batchrun.record import Answer, Failure, Move, Place, Prompt, Record, RecordId, Settings, State, Usage
 from batchrun.storage.jobdir import JobPaths
 from batchrun.storage.ledger import Ledger

@@ -1,0 +1,128 @@
+"""Which file is read, and whether it is still the one that the ledger knows: steps 0 and 6 of recovery."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+from batchrun.check import Source, check_input, offset_after, reading_of
+from batchrun.config import JobConfig
+from batchrun.errors import InputProblem, UsageProblem
+from batchrun.log import event
+from batchrun.storage.inventory import Conflict, Inventory
+from batchrun.storage.jobdir import JobPaths
+from batchrun.storage.ledger import Ledger
+
+
+def open_input(path: Path, paths: JobPaths) -> int:
+    """Open the input. It must be a regular file, and none of the job's own."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _no_input(path, error) from error
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(fd)
+        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+        raise UsageProblem(f"{path} is {kind}", remedy="name a file with one record per line")
+    for own in (paths.output, paths.failures, paths.ledger, paths.emulator_journal):
+        if own.exists() and os.path.samestat(own.stat(), found):
+            os.close(fd)
+            raise UsageProblem(f"{own} would be written over the input", remedy="choose another -o")
+    return fd
+
+
+def from_output(config: JobConfig) -> str:
+    """The input's path, seen from the output's folder: right from anywhere, and when the folder moves."""
+    return os.path.relpath(config.input, config.paths.output.parent)
+
+
+def _no_input(path: Path, error: OSError) -> UsageProblem:
+    remedy = "name the file with the records"
+    if str(path) == "-":
+        return UsageProblem("standard input is not supported yet", remedy="save it to a file and name that")
+    if isinstance(error, FileNotFoundError) and path.parent.is_dir():
+        alike = sorted(other.name for other in path.parent.glob(f"{path.stem}.*") if other.is_file())
+        remedy = f"this folder has {', '.join(alike[:3])}" if alike else remedy
+    reason = "no such file" if isinstance(error, FileNotFoundError) else os.strerror(error.errno or 0)
+    return UsageProblem(f"{path}: {reason}", remedy=remedy)
+
+
+def settle_input(ledger: Ledger, fd: int, config: JobConfig) -> Source:
+    """Check the input and hold it against the ledger, unless it is the very file of the last complete check."""
+    job = ledger.job()
+    found = os.fstat(fd)
+    known = (job.input_inode, job.input_mtime_ns, job.input_size)
+    if config.strict or known != (found.st_ino, found.st_mtime_ns, found.st_size):
+        source = _check(ledger, fd, found, config)
+    else:
+        with ledger.transaction():  # the same file, maybe under a new name
+            ledger.save_input_path(from_output(config))
+        digest = job.input_digest or b""
+        source = Source(
+            config.input,
+            fd,
+            end=found.st_size,
+            records=job.input_records,
+            checked=(found.st_ino, found.st_mtime_ns, found.st_size, digest),
+            first_line=job.low_water_line,
+            first_offset=job.low_water_offset,
+            reading=reading_of(config.settings, fd, found.st_size),
+        )
+    if config.limit is not None and source.records is not None:
+        end = offset_after(fd, source.end, config.limit)
+        source = replace(source, end=end, records=min(source.records, config.limit))
+    return source
+
+
+def _check(ledger: Ledger, fd: int, found: os.stat_result, config: JobConfig) -> Source:
+    has_rows = ledger.last_line() > 0
+    reading = reading_of(config.settings, fd, found.st_size)
+    inventory = Inventory(ledger)
+    try:
+        limit = None if has_rows else config.limit
+        checked = check_input(config.input, fd, found.st_size, inventory, reading, limit=limit, strict=config.strict)
+        with ledger.transaction():
+            if has_rows:
+                ledger.forget_bad_lines()
+                conflicts, count = inventory.conflicts()
+                if conflicts:
+                    raise _input_changed(config, ledger.job().input_path, conflicts, count)
+                inventory.adopt()
+            after_all = checked.lines + 1, checked.end
+            start = min(inventory.first_unknown() or after_all, checked.first_bad or after_all)
+            ledger.save_low_water(*start)
+            ledger.save_input_path(from_output(config))
+            if checked.whole:
+                ledger.save_input(
+                    inode=found.st_ino,
+                    mtime_ns=found.st_mtime_ns,
+                    size=found.st_size,
+                    digest=checked.digest,
+                    records=checked.records,
+                )
+    finally:
+        inventory.close()
+    event(
+        "input_checked",
+        records=checked.records,
+        bad=checked.bad,
+        bytes=checked.end,
+        matched_by="line" if checked.without_id else "id",
+    )
+    identity = (found.st_ino, found.st_mtime_ns, found.st_size, checked.digest) if checked.whole else None
+    return Source(config.input, fd, checked.end, checked.records, identity, *start, reading=reading)
+
+
+def _input_changed(config: JobConfig, known_as: str, conflicts: list[Conflict], count: int) -> InputProblem:
+    path = config.input
+    remedy = "put these lines back as they were, or use another -o; appended lines are welcome"
+    if os.path.basename(known_as) != path.name:
+        remedy = f"the job of {config.paths.output} reads {os.path.basename(known_as)}: another input wants another -o"
+    *before, last = [
+        f"{path}:{conflict.was}: " + ("gone since it was sent" if conflict.now is None else "changed since it was sent")
+        for conflict in conflicts
+    ] + [f"… and {count - len(conflicts):,} more"] * (count > len(conflicts))
+    return InputProblem(last, remedy=remedy, before=before)

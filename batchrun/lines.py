@@ -1,0 +1,318 @@
+"""Lines of JSON in a file of bytes: where each begins, what it says, and what is no such file at all (pure).
+
+``LineSplitter`` makes lines of blocks of bytes; ``strict_json`` makes a value of a line or says in plain words why
+not; ``sniff`` recognises, before any line is read, a file that holds no lines of JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from typing import Any, NamedTuple, NoReturn
+
+from batchrun.record import JsonObject
+
+MAX_LINE_BYTES = 4 * 1024 * 1024
+MAX_NESTING = 64
+_BOM = b"\xef\xbb\xbf"
+_SPACE = " \t\r\n"  # what JSON calls whitespace, and nothing else
+
+
+class BadLine(Exception):
+    """One line cannot be used. ``column`` is the byte in the line, from 1, where it has a place."""
+
+    def __init__(self, reason: str, column: int | None = None) -> None:
+        super().__init__(reason, column)
+        self.reason = reason
+        self.column = column
+
+    def __str__(self) -> str:
+        return self.reason if self.column is None else f"{self.reason} at byte {self.column}"
+
+
+# --- lines --------------------------------------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    """One line without its LF, a CR before it, and a BOM at the start of the file.
+
+    ``number`` counts from 1; ``raw`` begins at ``offset`` in the file, and is empty when ``too_long``.
+    """
+
+    number: int
+    offset: int
+    raw: bytes
+    too_long: bool
+
+
+class LineSplitter:
+    """Cuts blocks of bytes into lines, at LF only; holds at most ``MAX_LINE_BYTES`` and one block.
+
+    Args:
+        offset: Where in the file the first block begins; it is the start of a line.
+        number: The number of that line.
+    """
+
+    def __init__(self, *, offset: int = 0, number: int = 1) -> None:
+        self._offset = offset
+        self._number = number
+        self._held: list[bytes] = []  # the beginning of the line that has no LF yet
+        self._held_bytes = 0  # its true length: what is over the limit is counted, not kept
+
+    def feed(self, block: bytes) -> list[Line]:
+        """The lines that end in this block."""
+        pieces = block.split(b"\n")
+        rest = pieces.pop()
+        if not pieces:
+            self._hold(rest)
+            return []
+        self._hold(pieces[0])
+        lines = [self._held_line()]
+        offset, number = self._offset, self._number
+        for raw in pieces[1:]:
+            size = len(raw)
+            if size > MAX_LINE_BYTES:
+                lines.append(Line(number, offset, b"", True))
+            else:
+                lines.append(Line(number, offset, raw[:-1] if raw.endswith(b"\r") else raw, False))
+            offset += size + 1
+            number += 1
+        self._offset, self._number = offset, number
+        self._hold(rest)
+        return lines
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """(number, offset) of the line that has not ended yet."""
+        return self._number, self._offset
+
+    def end(self) -> list[Line]:
+        """The last line, when no LF ends it."""
+        return [self._held_line()] if self._held_bytes else []
+
+    def _hold(self, piece: bytes) -> None:
+        self._held_bytes += len(piece)
+        if self._held_bytes > MAX_LINE_BYTES:
+            self._held.clear()
+        elif piece:
+            self._held.append(piece)
+
+    def _held_line(self) -> Line:
+        raw, size, offset, number = b"".join(self._held), self._held_bytes, self._offset, self._number
+        self._held.clear()
+        self._held_bytes = 0
+        self._offset += size + 1
+        self._number += 1
+        if size > MAX_LINE_BYTES:
+            return Line(number, offset, b"", True)
+        if offset == 0 and raw.startswith(_BOM):
+            raw, offset = raw[len(_BOM) :], len(_BOM)
+        return Line(number, offset, raw.removesuffix(b"\r"), False)
+
+
+def is_blank(raw: bytes) -> bool:
+    """Whether a line holds nothing but spaces, tabs and CR: it is counted, and is no record."""
+    return not raw.strip(b" \t\r")
+
+
+def digest(raw: bytes) -> bytes:
+    """16 bytes that tell whether a line is still the one that was sent."""
+    return hashlib.blake2b(raw, digest_size=16).digest()
+
+
+# --- strict JSON --------------------------------------------------------------------------------------------
+
+
+def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise BadLine(f"'{shown(twice)}' is given twice in one object")
+    return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        raise BadLine("an integer is over 64 bits: write it as a text, in quotes")
+    return int(digits)
+
+
+def _number(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise BadLine("a number is too large: write it as a text, in quotes")
+    return number
+
+
+def _constant(name: str) -> NoReturn:
+    raise BadLine(f"not JSON: {name} is not a JSON number, write null")
+
+
+_decode = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_constant
+).raw_decode
+
+_TEXT_OR_BRACKET = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[][{}]', re.DOTALL)
+_UP_TO_LONE_SURROGATE = re.compile(
+    rb"(?:[^\\]++|\\[^u]|\\u(?![dD][89a-fA-F])|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)*+", re.DOTALL
+)
+
+
+def strict_json(raw: bytes) -> Any:
+    """The one JSON value of a line, exactly as written: nothing rounded, dropped or repaired."""
+    if raw.count(b"{") + raw.count(b"[") > MAX_NESTING:
+        _check_nesting(raw)
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as exc:
+        raise BadLine(f"not UTF-8: wrong byte 0x{raw[exc.start]:02x}", exc.start + 1) from None
+    if text.startswith("\ufeff"):
+        raise BadLine("a byte order mark (U+FEFF) where a record begins: remove it", 1)
+    start = 0 if text.startswith("{") else len(text) - len(text.lstrip(_SPACE))
+    try:
+        value, end = _decode(text, start)
+    except json.JSONDecodeError as exc:
+        reason, at = _what_is_wrong(text, exc.pos, exc.msg)
+        raise BadLine(f"not JSON: {reason}", _column(text, at)) from None
+    if end != len(text) and (rest := text[end:].lstrip(_SPACE)):
+        raise BadLine(f"not JSON: {_what_follows(rest)}", _column(text, len(text) - len(rest)))
+    if b"\\ud" in raw or b"\\uD" in raw:
+        _check_surrogates(raw)
+    return value
+
+
+def _check_nesting(raw: bytes) -> None:
+    depth = 0
+    for found in _TEXT_OR_BRACKET.finditer(raw):
+        match found[0]:
+            case b"{" | b"[":
+                depth += 1
+                if depth > MAX_NESTING:
+                    raise BadLine(f"nested deeper than {MAX_NESTING} levels", found.start() + 1)
+            case b"}" | b"]":
+                depth -= 1
+
+
+def _check_surrogates(raw: bytes) -> None:
+    good = _UP_TO_LONE_SURROGATE.match(raw)
+    if good and good.end() < len(raw):
+        raise BadLine(r"half of a \ud800-\udfff pair: it is no character", good.end() + 1)
+
+
+_REASONS = (
+    ("Expecting property name", "expected a key in double quotes"),
+    ("Expecting ':'", "expected a colon after the key"),
+    ("Expecting ','", r"expected a comma or a closing bracket (a quote inside a text is written \")"),
+    ("Invalid \\", r"wrong escape after a backslash (a backslash itself is written \\)"),
+)
+
+
+def _what_is_wrong(text: str, at: int, message: str) -> tuple[str, int]:
+    """The parser's complaint in the words of a person who made the file, and the character it is about."""
+    before, here = text[:at].rstrip(_SPACE)[-1:], text[at : at + 1]
+    if message.startswith("Unterminated"):
+        return "unexpected end of line inside a text", len(text)
+    if not text[at:].strip(_SPACE):
+        return "unexpected end of line", len(text)
+    if before == "," and here in "}]":
+        return "a comma before the closing bracket", len(text[:at].rstrip(_SPACE)) - 1
+    if message.startswith("Illegal trailing comma"):  # Python 3.13 and later
+        return "a comma before the closing bracket", at
+    if message.startswith("Invalid control"):
+        what = "tab" if here == "\t" else "control character"
+        return rf"a raw {what} inside a text (a tab is written \t)", at
+    if here == "'":
+        return "single quotes, JSON wants double quotes", at
+    if here in "/#":
+        return "JSON has no comments", at
+    for start, reason in _REASONS:
+        if message.startswith(start):
+            return reason, at
+    if text.startswith(("True", "False", "None"), at):
+        return "JSON writes true, false and null in small letters", at
+    return "expected a value", at
+
+
+def _what_follows(rest: str) -> str:
+    match rest[0]:
+        case "{" | "[" | '"':
+            return "more than one value on the line, put each on its own"
+        case ",":
+            return "a comma after the record"
+        case "/" | "#":
+            return "JSON has no comments"
+        case _:
+            return "something follows the record"
+
+
+def _column(text: str, at: int) -> int:
+    return len(text[:at].encode()) + 1
+
+
+def shown(key: str) -> str:
+    """A key as it may stand in a message: cut, and without anything a terminal would obey."""
+    cut = key if len(key) <= 40 else key[:40] + "…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
+# --- the whole file -----------------------------------------------------------------------------------------
+
+_RESAVE = " text: save it as UTF-8"
+_FORMATS = (
+    (b"\x1f\x8b", "a gzip file: unpack it first"),
+    (b"PK\x03\x04", "a zip file (or a spreadsheet): save the records as JSONL"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file: unpack it first"),
+    (b"BZh", "a bzip2 file: unpack it first"),
+    (b"\xfd7zXZ\x00", "an xz file: unpack it first"),
+    (b"\x00\x00\x00\x00", "zero bytes: the file was not written to its end, make it again"),
+    (b"PAR1", "a parquet file: save the records as JSONL"),
+    (b"\xff\xfe\x00\x00", "UTF-32" + _RESAVE),
+    (b"\x00\x00\xfe\xff", "UTF-32" + _RESAVE),
+    (b"\xff\xfe", "UTF-16" + _RESAVE),
+    (b"\xfe\xff", "UTF-16" + _RESAVE),
+)
+_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a]")
+_QUOTED_COLUMN = re.compile(rb'"(?:[^"\\]|\\.|"")*+"[ \t]*[,;\t]', re.DOTALL)
+
+
+def sniff(head: bytes) -> str | None:
+    """Why a file is no JSONL at all, from its first 4 KiB; ``None``: nothing speaks against it.
+
+    One broken line is none of its business, and a file whose first line is a record always passes.
+    """
+    for magic, reason in _FORMATS:
+        if head.startswith(magic):
+            return reason
+    if b"\x00" in head[:4]:
+        return "UTF-32" + _RESAVE if head[:4].count(0) == 3 else "UTF-16" + _RESAVE
+    text = head.lstrip(_BOM + b" \t\r\n")
+    first, *others = [line.strip(b" \t\r") for line in text.split(b"\n")]
+    if first.startswith(b"["):
+        return "one JSON array: put one object on each line"
+    if others and first.startswith(b"{") and first.endswith((b"{", b"[", b",", b":")):
+        return "pretty-printed JSON: put one object on each line"
+    if not others and _is_cut_by_cr(first):
+        return "line ends are CR only: convert the line ends to LF"
+    if not first or first.startswith(b"{") or any(line.startswith(b"{") for line in others):
+        return None
+    if _NO_TEXT.search(head):
+        return "binary data: save the records as JSONL"
+    if _QUOTED_COLUMN.match(first) or (not first.startswith(b'"') and re.search(rb"[,;\t]", first)):
+        return "looks like CSV: write each row as a JSON object on its own line"
+    if not first.startswith(b'"'):
+        return "looks like plain text: write each prompt as a JSON text on its own line"
+    return None
+
+
+def _is_cut_by_cr(text: bytes) -> bool:
+    first, _, rest = text.partition(b"\r")
+    if not rest.strip(b" \t\r"):
+        return False
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return True
