@@ -28,7 +28,7 @@ class Source:
     """The open input as far as it was checked. ``end`` is the byte after the last one that may be read.
 
     ``records`` is None if only the beginning was checked. ``checked`` names the state of the file then: inode,
-    mtime in ns, size, digest of all its bytes.
+    mtime in ns, size, digest of all its bytes. ``found``: what the check said, if there was one.
     """
 
     path: Path
@@ -39,6 +39,7 @@ class Source:
     first_line: int = 1
     first_offset: int = 0
     reading: Reading = AS_EACH_IS
+    found: Checked | None = None
 
     def parse(self, raw: bytes) -> Parsed:
         """What one of its lines asks. Raises BadLine."""
@@ -59,7 +60,10 @@ def reading_of(settings: Settings, fd: int, end: int) -> Reading:
 
 @dataclass(slots=True)
 class Checked:
-    """What was found: ``messages`` names the first bad lines, ``first_bad`` is the (line, offset) of the first."""
+    """What was found: ``messages`` names the first bad lines, ``first_bad`` is the (line, offset) of the first.
+
+    ``remedy``: what to do if the first record is bad.
+    """
 
     end: int = 0
     lines: int = 0
@@ -68,9 +72,15 @@ class Checked:
     without_id: int = 0
     first_is_bad: bool = False
     first_bad: tuple[int, int] | None = None
+    remedy: str | None = None
     messages: list[str] = field(default_factory=list)
     whole: bool = True
     digest: bytes = b""
+
+    def told(self) -> list[str]:
+        """The first bad lines, and how many more there are."""
+        more = self.bad - len(self.messages)
+        return [*self.messages, f"… and {more:,} more"] if more else self.messages
 
 
 def read_blocks(fd: int, end: int) -> Iterator[bytes]:
@@ -125,7 +135,7 @@ def check_input(
             entries.clear()
     inventory.add(entries)
     found.digest = hasher.digest()
-    _judge(path, found, strict=strict)
+    _judge(path, found, strict=strict, of_failures=reading.shape is Shape.FAILURES)
     if repeated := inventory.repeated():
         name = repeated.identity[:60] + ("…" if len(repeated.identity) > 60 else "")
         in_all = f" ({repeated.repeats} repeats in all)" if repeated.repeats > 1 else ""
@@ -161,7 +171,8 @@ def _check_line(path: Path, line: Line, reading: Reading, found: Checked, entrie
         parsed = parse(line.raw, reading)
     except BadLine as bad:
         found.bad += 1
-        found.first_is_bad |= found.records == 1 and reading.shape is not Shape.FAILURES
+        if found.records == 1:
+            found.first_is_bad, found.remedy = True, bad.remedy
         found.first_bad = found.first_bad or (line.number, line.offset)
         if len(found.messages) < MAX_MESSAGES:
             found.messages.append(f"{path}:{line.number}: {bad}")
@@ -170,15 +181,18 @@ def _check_line(path: Path, line: Line, reading: Reading, found: Checked, entrie
     entries.append(Entry(line.number, line.offset, len(line.raw), identity(parsed.id), digest(line.raw)))
 
 
-def _judge(path: Path, found: Checked, *, strict: bool) -> None:
-    if found.first_is_bad:
-        remedy = "the first record is bad, so this is hardly the right file; nothing was sent"
-    elif strict and found.bad:
+def _judge(path: Path, found: Checked, *, strict: bool, of_failures: bool) -> None:
+    """``of_failures``: many may be bad, and the first, since the failure of a bad line holds no record."""
+    if strict and found.bad:
         remedy = "--strict refuses the whole input; nothing was sent"
+    elif of_failures:
+        return
+    elif found.first_is_bad:
+        remedy = "the first record is bad, so this is hardly the right file (--format names a shape); nothing was sent"
+        remedy = found.remedy or remedy
     elif found.bad > max(MAX_BAD, MAX_BAD_SHARE * found.records):
         remedy = f"more than {MAX_BAD} and more than 1 % of the records are bad; nothing was sent"
     else:
         return
-    more = found.bad - len(found.messages)
-    *before, last = [*found.messages, f"… and {more:,} more"] if more else found.messages
+    *before, last = found.told()
     raise InputProblem(last, remedy=remedy, before=before)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 from batchrun.lines import BadLine, shown, strict_json
@@ -72,12 +73,10 @@ def parse(raw: bytes, reading: Reading = AS_EACH_IS) -> Parsed:
         BadLine: It is not strict JSON, is of another shape, or asks for what the service would refuse.
     """
     value = strict_json(raw)
-    found = _shape_of(value)
-    if found is Shape.FAILURES and reading.shape in (None, found):  # the record that failed, as it was read then
-        value, reading = value["input"], replace(reading, shape=None)
+    while (found := _shape_of(value)) is Shape.FAILURES and reading.shape in (None, found):
+        value, reading = value["input"], replace(reading, shape=None)  # the record that failed, as it was read then
         if value is None:
             raise BadLine("this failure does not hold its record: mend the line in the input it came from")
-        found = _shape_of(value)
     if reading.prompt_column is not None or reading.render is not None:
         return _from_fields(value, reading)
     if found is not None and reading.shape not in (None, found):
@@ -86,7 +85,7 @@ def parse(raw: bytes, reading: Reading = AS_EACH_IS) -> Parsed:
     parsed = _FROM[shape](value)
     if parsed.prompt.body is not None and (shape is Shape.INSTRUCT) is not reading.for_instruct:
         raise BadLine(_OTHER_API[reading.for_instruct])
-    if reading.model_given and shape is Shape.OPENAI:
+    if reading.model_given and parsed.prompt.body is not None:  # the model of another service, most likely
         return replace(parsed, prompt=replace(parsed.prompt, model=None))
     return parsed
 
@@ -123,21 +122,33 @@ def identity(id: RecordId) -> str | None:
 
 
 _PROMPT_FIELDS = frozenset({"prompt", "system", "model", "temperature", "max_tokens"})
-_BODY_FIELDS = frozenset(
-    {"messages", "tools", "modelUri", "completionOptions", "jsonObject", "jsonSchema", "parallelToolCalls"}
-    | {"toolChoice", "model_uri", "completion_options", "json_object", "json_schema", "parallel_tool_calls"}
-    | {"tool_choice"}
-)
 _COMPLETION_OPTIONS = ("completionOptions", "completion_options")
 _GENERATION_OPTIONS = ("generationOptions", "generation_options")
-_INSTRUCT_FIELDS = frozenset(
-    {"model", "instructionText", "instructionUri", "requestText", "generationOptions"}
-    | {"instruction_text", "instruction_uri", "request_text", "generation_options"}
+_MODEL_URIS = ("modelUri", "model_uri")
+_FORMATS = ("jsonObject", "jsonSchema", "json_object", "json_schema")
+_BODY_FIELDS = frozenset(
+    {"messages", "tools", "parallelToolCalls", "parallel_tool_calls", "toolChoice", "tool_choice"}
+    | {*_MODEL_URIS, *_COMPLETION_OPTIONS, *_FORMATS}
 )
-_OPENAI_URL = "/v1/chat/completions"
-_OPENAI_ALONG = ("user", "metadata")  # say nothing to the model
-_OPENAI_HARMLESS = {"n": 1, "stream": False, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0}
-_OPENAI_HARMLESS |= {"logprobs": False, "store": False}
+_LIMITS = ("max_tokens", "max_completion_tokens")
+_MESSAGES_FIELDS = _BODY_FIELDS | _PROMPT_FIELDS - {"prompt"} | {"max_completion_tokens", "response_format"}
+_INSTRUCT_FIELDS = frozenset(
+    {"model", "instructionText", "instructionUri", "requestText", *_GENERATION_OPTIONS}
+    | {"instruction_text", "instruction_uri", "request_text"}
+)
+_OPTIONS = _PROMPT_FIELDS | _MESSAGES_FIELDS | _INSTRUCT_FIELDS
+_OPTIONS_OF_COMPLETION = frozenset({"temperature", "maxTokens", "max_tokens", "stream", "partialResults"})
+_SAID_TWICE = [
+    *product(["model"], _MODEL_URIS),
+    *product(["temperature", *_LIMITS], _COMPLETION_OPTIONS),
+    *product(["response_format"], _FORMATS),
+    _LIMITS,
+]
+_ELSEWHERE: JsonObject = {"top_p": 1, "presence_penalty": 0, "frequency_penalty": 0}
+_ELSEWHERE |= dict.fromkeys(("top_k", "stop", "logit_bias", "reasoning_effort"))
+"""Options of other services that shape the answer and cannot be said here, with the value at which they do not."""
+_OPENAI_HARMLESS: JsonObject = _ELSEWHERE | {"n": 1, "stream": False, "logprobs": False}
+_OPENAI_ALONG = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 _OTHER_API = (
     "a request body for --provider yandex-instruct",
     "--provider yandex-instruct takes prompts or its own request bodies, no messages",
@@ -145,7 +156,7 @@ _OTHER_API = (
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ID_FIELDS = ("id", "custom_id", "key")
 _ROLES = ("system", "user", "assistant")
-_CONTENTS = ("text", "toolCallList", "tool_call_list", "toolResultList", "tool_result_list")
+_CONTENTS = ("text", "content", "toolCallList", "tool_call_list", "toolResultList", "tool_result_list")
 
 
 def _from_string(text: str) -> Parsed:
@@ -168,12 +179,11 @@ def _from_fields(value: Any, reading: Reading) -> Parsed:
 
 
 def _from_prompt(fields: JsonObject) -> Parsed:
-    if "messages" in fields and "prompt" in fields:
+    if fields.get("messages") is not None and "prompt" in fields:
         raise BadLine("both prompt and messages: keep one")
-    meta = _others(fields, _PROMPT_FIELDS)
+    meta = _others(fields, _PROMPT_FIELDS, "prompt")
     if "prompt" not in fields:
-        hint = ": did you mean 'prompt' instead of 'text'?" if "text" in fields else ""
-        raise BadLine(f"no prompt; fields here: {_names(fields)}{hint}" if fields else "no prompt; the object is empty")
+        raise _no_prompt(fields)
     text = _checked_text(fields["prompt"], "prompt")
     options = {name: value for name, value in fields.items() if name in _PROMPT_FIELDS and name != "prompt"}
     _check(options, _RULES)
@@ -182,38 +192,50 @@ def _from_prompt(fields: JsonObject) -> Parsed:
     return Parsed(_take_id(meta), Prompt(text, **options), meta)
 
 
+def _no_prompt(fields: JsonObject) -> BadLine:
+    """With the field that looks most like a prompt: the longest text."""
+    texts = [name for name, value in fields.items() if isinstance(value, str) and name.isidentifier()]
+    best = shown(max(texts, key=lambda name: len(fields[name]), default=""))
+    remedy = f"--prompt-column {best}, or -t FILE with {{{{ {best} }}}}; nothing was sent" if best else None
+    reason = f"no prompt; fields here: {_names(fields)}" if fields else "no prompt; the object is empty"
+    return BadLine(reason, remedy=remedy)
+
+
 def _from_messages(fields: JsonObject) -> Parsed:
-    meta = _others(fields, _BODY_FIELDS)
-    body = {name: value for name, value in fields.items() if name in _BODY_FIELDS}
-    body["messages"] = _messages(fields.get("messages"))
-    _check(body, _RULES)
-    for name in _COMPLETION_OPTIONS:
-        _check(body.get(name) or {}, _RULES_OF_COMPLETION)
-    return Parsed(_take_id(meta), Prompt(None, body), meta)
+    meta = _others(fields, _MESSAGES_FIELDS, "messages")
+    prompt = _of_messages({name: value for name, value in fields.items() if name in _MESSAGES_FIELDS})
+    return Parsed(_take_id(meta), prompt, meta)
 
 
-def _from_openai(line: JsonObject) -> Parsed:
-    """A line for OpenAI's batches. What shapes the answer there and has no counterpart here is refused."""
-    fields, body = dict(line), line.get("body")
-    if not isinstance(body, dict):
-        raise BadLine("body must be an object, with the messages")
-    if fields.pop("method", "POST") != "POST":
-        raise BadLine("method must be POST")
-    if fields.pop("url", _OPENAI_URL) != _OPENAI_URL:
-        raise BadLine(f"url must be {_OPENAI_URL}: nothing else can be asked here")
-    body = {name: value for name, value in body.items() if value is not None}
-    limit = body.pop("max_completion_tokens", body.pop("max_tokens", None))
-    options = {"model": body.pop("model", None), "temperature": body.pop("temperature", None), "max_tokens": limit}
-    _check(options, _RULES)
-    request = {"messages": _messages(body.pop("messages", None))} | _response_format(
-        body.pop("response_format", {"type": "text"})
-    )
-    del fields["body"]
-    id_, along = _take_id(fields), {name: body.pop(name) for name in _OPENAI_ALONG if name in body}
-    for name, value in body.items():
-        if name not in _OPENAI_HARMLESS or value != _OPENAI_HARMLESS[name]:
-            raise BadLine(f"body.{shown(name)} has no counterpart here: leave it out")
-    return Parsed(id_, Prompt(None, request, **options), fields | along)
+def _of_messages(given: JsonObject) -> Prompt:
+    """A request in the words of this API or of OpenAI's, which mean the same by them."""
+    for names in _SAID_TWICE:
+        if all(given.get(name) is not None for name in names):
+            raise BadLine(f"both {' and '.join(names)}: keep one")
+    given["messages"] = _messages(given.get("messages"))
+    _check_body(given, _COMPLETION_OPTIONS)
+    limits = [given.pop(name, None) for name in _LIMITS]
+    options = {name: given.pop(name, None) for name in ("system", "model", "temperature")}
+    if options["system"] is not None and any(each["role"] == "system" for each in given["messages"]):
+        raise BadLine("both system and a message of that role: keep one")
+    given |= _response_format(given.pop("response_format", None))
+    if isinstance(given.get("tools"), list):
+        given["tools"] = [_tool(each) for each in given["tools"]]
+    match given.get("tool_choice"):
+        case "none" | "auto" | "required" as mode:
+            given["tool_choice"] = {"mode": mode.upper()}
+        case {"type": "function", "function": {"name": name}}:
+            given["tool_choice"] = {"functionName": name}
+    return Prompt(None, given, **options, max_tokens=next((limit for limit in limits if limit is not None), None))
+
+
+def _tool(tool: Any) -> Any:
+    match tool:
+        case {"type": str(kind)} if kind != "function":
+            raise BadLine("tools: only those of type function can be named here")
+        case dict():
+            return {name: value for name, value in tool.items() if name != "type"}
+    return tool
 
 
 def _response_format(wanted: Any) -> JsonObject:
@@ -222,26 +244,52 @@ def _response_format(wanted: Any) -> JsonObject:
             return {"jsonObject": True}
         case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
             return {"jsonSchema": {"schema": schema}}
-        case {"type": "text"}:
+        case None | {"type": "text"}:
             return {}
-    raise BadLine("body.response_format must be of type text, json_object or json_schema")
+    raise BadLine("response_format must be of type text, json_object or json_schema")
+
+
+def _from_openai(line: JsonObject) -> Parsed:
+    """A line for OpenAI's batches. What shapes the answer there and has no counterpart here is refused."""
+    meta = dict(line)
+    body = meta.pop("body", None)
+    if not isinstance(body, dict):
+        raise BadLine("body must be an object, with the messages")
+    if meta.pop("method", None) not in (None, "POST"):
+        raise BadLine("method must be POST")
+    if not str(meta.pop("url", None) or "/chat/completions").endswith("/chat/completions"):
+        raise BadLine("url must be /v1/chat/completions: nothing else can be asked here")
+    for name, value in body.items():
+        if name in _OPENAI_ALONG:
+            meta[name] = value
+        elif name not in _MESSAGES_FIELDS and not _says_nothing(name, value, _OPENAI_HARMLESS):
+            option = _nearest_option(name, _MESSAGES_FIELDS)
+            raise BadLine(f"body.{shown(name)}: " + (f"did you mean '{option}'?" if option else _NO_COUNTERPART))
+    prompt = _of_messages({name: value for name, value in body.items() if name in _MESSAGES_FIELDS})
+    return Parsed(_take_id(meta), prompt, meta)
+
+
+_NO_COUNTERPART = "has no counterpart here, leave it out"
+
+
+def _says_nothing(name: str, value: Any, harmless: JsonObject) -> bool:
+    return value in (None, [], {}) or (name in harmless and value == harmless[name])
 
 
 def _from_dataset(fields: JsonObject) -> Parsed:
-    meta = dict(fields)
-    messages = _messages(meta.pop("request", None), "request")
-    if "response" in meta:
-        meta["reference"] = meta.pop("response")
-    return Parsed(_take_id(meta), Prompt(None, {"messages": messages}), meta)
+    """Messages under another name, and the answer that is wanted."""
+    given = dict(fields)
+    given["messages"] = _messages(given.pop("request", None), "request")
+    if "response" in given and "reference" not in given:
+        given["reference"] = given.pop("response")
+    return _from_messages(given)
 
 
 def _from_instruct(fields: JsonObject) -> Parsed:
-    meta = {name: value for name, value in fields.items() if name not in _INSTRUCT_FIELDS}
+    meta = _others(fields, _INSTRUCT_FIELDS, "requestText")
     body = {name: value for name, value in fields.items() if name in _INSTRUCT_FIELDS}
     _checked_text(body.get("requestText", body.get("request_text")), "requestText")
-    _check(body, _RULES)
-    for name in _GENERATION_OPTIONS:
-        _check(body.get(name) or {}, _RULES_OF_COMPLETION)
+    _check_body(body, _GENERATION_OPTIONS)
     return Parsed(_take_id(meta), Prompt(None, body), meta)
 
 
@@ -256,16 +304,19 @@ _FROM: dict[Shape, Callable[[Any], Parsed]] = {
 }
 
 
-def _others(fields: JsonObject, known: frozenset[str]) -> JsonObject:
+def _others(fields: JsonObject, known: frozenset[str], shape: str) -> JsonObject:
     """The fields that only travel along. One meant as an option is refused: ignored, it would cost money."""
     others = {name: value for name, value in fields.items() if name not in known}
-    here, there = ("prompt", "messages") if known is _PROMPT_FIELDS else ("messages", "prompt")
-    for name in others:
-        option = _nearest_option(name)
-        if option in ("modelUri", "model_uri") and here == "prompt":
+    for name, value in others.items():
+        if value is None:
+            continue
+        if name in _ELSEWHERE and not _says_nothing(name, value, _ELSEWHERE):
+            raise BadLine(f"{name} {_NO_COUNTERPART}")
+        option = _nearest_option(name, _OPTIONS)
+        if option in _MODEL_URIS and shape == "prompt":
             option = "model"
         if option == name:
-            raise BadLine(f"{name} goes with {there}, not with {here}")
+            raise BadLine(f"{name} does not go with {shape}")
         if option:
             raise BadLine(f"unknown field '{shown(name)}': did you mean '{option}'?")
     return others
@@ -277,16 +328,18 @@ def _names(fields: JsonObject) -> str:
 
 
 def _take_id(meta: JsonObject) -> RecordId:
-    name = next((name for name in _ID_FIELDS if name in meta), None)
-    value = None if name is None else meta.pop(name)
+    value = None
+    for name in _ID_FIELDS:
+        if value is None:
+            value, taken = meta.pop(name, None), name
     if value is None or type(value) is int:
         return value
     if not isinstance(value, str):
-        raise BadLine(f"{name} must be a text or an integer")
+        raise BadLine(f"{taken} must be a text or an integer")
     if not 1 <= len(value.encode()) <= MAX_ID_BYTES:
-        raise BadLine(f"{name} must have 1 to {MAX_ID_BYTES} bytes")
+        raise BadLine(f"{taken} must have 1 to {MAX_ID_BYTES} bytes")
     if _CONTROL.search(value):
-        raise BadLine(f"{name} holds a control character")
+        raise BadLine(f"{taken} holds a control character")
     return value
 
 
@@ -308,16 +361,26 @@ def _messages(messages: Any, name: str = "messages") -> list[JsonObject]:
 def _message(message: Any, place: int) -> JsonObject:
     if not isinstance(message, dict):
         raise BadLine(f"message {place} must be an object")
-    if message.get("role") not in _ROLES:
+    role = "system" if message.get("role") == "developer" else message.get("role")
+    if role not in _ROLES:
         raise BadLine(f"message {place}: role must be system, user or assistant")
-    contents = [name for name in (*_CONTENTS, "content") if name in message]
-    if len(contents) != 1:
-        raise BadLine(f"message {place} must have one text, toolCallList or toolResultList; has {_names(message)}")
-    if contents[0] in ("text", "content"):
-        _checked_text(message[contents[0]], f"message {place}: {contents[0]}")
-    if contents[0] == "content":
-        return {("text" if name == "content" else name): value for name, value in message.items()}
-    return message
+    said = {name: value for name, value in message.items() if name != "role" and value not in (None, [])}
+    name, value = next(iter(said.items())) if len(said) == 1 else ("", None)
+    if name not in _CONTENTS:
+        wanted = "one text, toolCallList or toolResultList and nothing else"
+        raise BadLine(f"message {place} must have {wanted}; has {_names(message)}")
+    if name == "content" and isinstance(value, list):
+        value = "\n".join(_text_of_part(part, place) for part in value)
+    if name in ("text", "content"):
+        return {"role": role, "text": _checked_text(value, f"message {place}: {name}")}
+    return {"role": role, name: value}
+
+
+def _text_of_part(part: Any, place: int) -> str:
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return text
+    raise BadLine(f"message {place}: the parts of content must be of type text")
 
 
 def _is_model(value: Any) -> bool:
@@ -337,9 +400,9 @@ _Rules = dict[str, tuple[str, Callable[[Any], bool]]]
 _RULES: _Rules = {  # what an option must be, unless it is null
     "system": ("a text", lambda value: isinstance(value, str)),
     "temperature": ("a number from 0 to 1", lambda value: type(value) in (int, float) and 0 <= value <= 1),
-    "max_tokens": ("an integer above 0", _is_limit),
 }
-_RULES |= dict.fromkeys(("model", "modelUri", "model_uri"), ("the name of a model", _is_model))
+_RULES |= dict.fromkeys(_LIMITS, ("an integer above 0", _is_limit))
+_RULES |= dict.fromkeys(("model", *_MODEL_URIS), ("the name of a model", _is_model))
 _RULES |= dict.fromkeys(_COMPLETION_OPTIONS + _GENERATION_OPTIONS, ("an object", lambda value: isinstance(value, dict)))
 _RULES_OF_COMPLETION = _RULES | dict.fromkeys(("maxTokens", "max_tokens"), ("an integer above 0", _is_limit_of_a_body))
 
@@ -351,6 +414,16 @@ def _check(options: JsonObject, rules: _Rules) -> None:
             raise BadLine(f"{name} must be {what}")
 
 
+def _check_body(body: JsonObject, places_of_options: tuple[str, ...]) -> None:
+    _check(body, _RULES)
+    for place in places_of_options:
+        options = body.get(place) or {}
+        _check(options, _RULES_OF_COMPLETION)
+        for name in options.keys() - _OPTIONS_OF_COMPLETION:
+            if option := _nearest_option(name, _OPTIONS_OF_COMPLETION):
+                raise BadLine(f"unknown field '{shown(name)}' in {place}: did you mean '{option}'?")
+
+
 # --- misspelt options ---------------------------------------------------------------------------------------
 
 
@@ -358,25 +431,23 @@ def _folded(name: str) -> str:
     return re.sub(r"[_\-. ]", "", name).lower()
 
 
-_OPTIONS = {_folded(name): name for name in _PROMPT_FIELDS | _BODY_FIELDS if "_" not in name or name == "max_tokens"}
-_OPTIONS_BY_LETTERS = {"".join(sorted(folded)): name for folded, name in _OPTIONS.items()}
-_LONGEST = max(map(len, _OPTIONS)) + 6
-
-
 @lru_cache(maxsize=4096)  # the same few names stand on every line
-def _nearest_option(name: str) -> str | None:
+def _nearest_option(name: str, options: frozenset[str]) -> str | None:
     """The option a field's name is or was surely meant to be; ``None`` for an ordinary word."""
-    if name in _PROMPT_FIELDS or name in _BODY_FIELDS:
+    if name in options:
         return name
-    if name == "message" or not 4 <= len(name) <= _LONGEST:  # "message" is a usual column, though close to an option
+    known = {_folded(option): option for option in sorted(options, key=lambda option: ("_" not in option, option))}
+    longest = max(map(len, known)) + 6
+    if name == "message" or not 4 <= len(name) <= longest:  # "message" is a usual column, though close to an option
         return None
     folded = _folded(name)
     letters = "".join(sorted(folded))
-    if letters in _OPTIONS_BY_LETTERS:  # another case, a missing underscore, two letters swapped
-        return _OPTIONS_BY_LETTERS[letters]
+    for option in known:
+        if letters == "".join(sorted(option)):  # another case, a missing underscore, two letters swapped
+            return known[option]
     cutoff = 0.87 if len(folded) >= 8 else 0.9  # modelUrl is close enough, mode is not
-    for close in difflib.get_close_matches(folded, _OPTIONS, n=1, cutoff=cutoff):
-        option = _OPTIONS[close]
+    for close in difflib.get_close_matches(folded, known, n=1, cutoff=cutoff):
+        option = known[close]
         if not re.fullmatch(re.escape(option) + r"(s|[_\-. \dA-Z].*)", name):  # models, temperature_c
             return option
     return None

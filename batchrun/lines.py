@@ -22,12 +22,16 @@ _SPACE = " \t\r\n"  # what JSON calls whitespace, and nothing else
 
 
 class BadLine(Exception):
-    """One line cannot be used. ``column`` is the byte in the line, from 1, where it has a place."""
+    """One line cannot be used. ``column`` is the byte in the line, from 1, where it has a place.
 
-    def __init__(self, reason: str, column: int | None = None) -> None:
+    ``remedy``: what to do if the whole file is like that.
+    """
+
+    def __init__(self, reason: str, column: int | None = None, *, remedy: str | None = None) -> None:
         super().__init__(reason, column)
         self.reason = reason
         self.column = column
+        self.remedy = remedy
 
     def __str__(self) -> str:
         return self.reason if self.column is None else f"{self.reason} at byte {self.column}"

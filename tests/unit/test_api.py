@@ -44,7 +44,7 @@ def test_messages_are_sent_in_the_words_of_the_service(messages: Any, sent: list
         pytest.param([7], "not iterable", id="list_of_numbers"),
         pytest.param({"text": "hello"}, "role must be", id="no_role"),
         pytest.param({"role": "user"}, "must have one text", id="no_text"),
-        pytest.param({"role": "user", "content": ["hello"]}, "must be a text", id="parts"),
+        pytest.param({"role": "user", "content": ["hello"]}, "must be of type text", id="parts"),
         pytest.param("\ud83d", "no character", id="half_a_character"),
         pytest.param({"role": "user", "text": b"hello"}, "bytes", id="bytes"),
     ],

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchrun.inputs import Parsed, identity, parse
+from batchrun.inputs import Parsed, Reading, Shape, identity, parse
 from batchrun.lines import MAX_LINE_BYTES, BadLine, Line, LineSplitter, digest, is_blank, sniff
 from batchrun.record import JsonObject, Prompt
 
@@ -310,7 +310,7 @@ HELLO = [{"role": "user", "text": "hello"}]
         pytest.param({"prompt": "a", "key": "k", "custom_id": 3}, Parsed(3, Prompt("a"), {"key": "k"}), id="custom_id"),
         pytest.param(
             {"prompt": "a", "id": None, "key": "k"},
-            Parsed(None, Prompt("a"), {"key": "k"}),
+            Parsed("k", Prompt("a"), {}),
             id="a null id is none",
         ),
         pytest.param({"prompt": "a", "id": "ж" * 128}, Parsed("ж" * 128, Prompt("a"), {}), id="28: an id of 256 bytes"),
@@ -371,12 +371,13 @@ def test_a_message_is_text_or_tool_calls_or_tool_results(message: JsonObject) ->
         pytest.param({"messages": [{"role": "user", "content": " "}]}, "message 1: content is empty", id="23: content"),
         pytest.param(
             {"messages": [{"role": "user", "content": "a", "text": "a"}]},
-            "message 1 must have one text, toolCallList or toolResultList; has role, content, text",
+            "message 1 must have one text, toolCallList or toolResultList and nothing else; has role, content, text",
             id="23: content and text",
         ),
         pytest.param(
             {"messages": [{"role": "user", "text": "a", "tool_call_list": {}}]},
-            "message 1 must have one text, toolCallList or toolResultList; has role, text, tool_call_list",
+            "message 1 must have one text, toolCallList or toolResultList and nothing else; "
+            "has role, text, tool_call_list",
             id="23: two contents",
         ),
         pytest.param({"prompt": "a", "system": 1}, "system must be a text", id="system is a number"),
@@ -433,6 +434,217 @@ def test_ids_are_compared_as_texts() -> None:
     assert identity(None) is None
 
 
+# --- the words of other services ------------------------------------------------------------------
+
+ASKED: dict[str, tuple[JsonObject, Prompt]] = {
+    "content is text": ({"messages": [{"role": "user", "content": "hello"}]}, Prompt(None, {"messages": HELLO})),
+    "parts of a text are its lines": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]},
+        Prompt(None, {"messages": [{"role": "user", "text": "a\nb"}]}),
+    ),
+    "a developer speaks for the system": (
+        {"messages": [{"role": "developer", "content": "s"}, *HELLO]},
+        Prompt(None, {"messages": [{"role": "system", "text": "s"}, *HELLO]}),
+    ),
+    "what is null or empty in a message is not there": (
+        {"messages": [{"role": "user", "content": "hello", "refusal": None, "annotations": [], "tool_calls": []}]},
+        Prompt(None, {"messages": HELLO}),
+    ),
+    "options": (
+        {"messages": HELLO, "model": "m", "temperature": 0.5, "max_completion_tokens": 5, "system": "s"},
+        Prompt(None, {"messages": HELLO}, "s", "m", 0.5, 5),
+    ),
+    "null options": (
+        {"messages": HELLO, "model": None, "temperature": None, "max_tokens": None, "max_completion_tokens": 7},
+        Prompt(None, {"messages": HELLO}, max_tokens=7),
+    ),
+    "a schema": (
+        {
+            "messages": HELLO,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}},
+        },
+        Prompt(None, {"messages": HELLO, "jsonSchema": {"schema": {"type": "object"}}}),
+    ),
+    "any JSON": (
+        {"messages": HELLO, "response_format": {"type": "json_object"}},
+        Prompt(None, {"messages": HELLO, "jsonObject": True}),
+    ),
+    "tools": (
+        {
+            "messages": HELLO,
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+            "tool_choice": "required",
+            "parallel_tool_calls": False,
+        },
+        Prompt(
+            None,
+            {
+                "messages": HELLO,
+                "tools": [{"function": {"name": "f"}}],
+                "tool_choice": {"mode": "REQUIRED"},
+                "parallel_tool_calls": False,
+            },
+        ),
+    ),
+    "one tool": (
+        {"messages": HELLO, "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        Prompt(None, {"messages": HELLO, "tool_choice": {"functionName": "f"}}),
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "prompt"), ASKED.values(), ids=ASKED)
+def test_what_another_service_would_be_asked_is_asked_here(body: JsonObject, prompt: Prompt) -> None:
+    assert parse(line(**body)) == Parsed(None, prompt, {})
+    batch = {"custom_id": "c", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    assert parse(line(**batch)) == Parsed("c", prompt, {})
+    request = {"request": body["messages"], **{name: value for name, value in body.items() if name != "messages"}}
+    assert parse(line(**request)) == Parsed(None, prompt, {})
+
+
+SAY = {"messages": HELLO}
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"messages": [{**HELLO[0], "name": "Ann"}]}, "message 1 must have one text"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "message 1 must have one text"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "t"}]}, "role must be system, user or assist"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "the parts of content must be of type text",
+        ),
+        ({"messages": [{"role": "user", "image": "aGk="}]}, "message 1 must have one text"),
+        (SAY | {"response_format": {"type": "xml"}}, "response_format must be of type"),
+        (SAY | {"tools": [{"type": "web_search"}]}, "tools: only those of type function"),
+        (SAY | {"temperature": 1.5}, "temperature must be a number from 0 to 1"),
+        (SAY | {"max_completion_tokens": 0}, "max_completion_tokens must be an integer above 0"),
+        (SAY | {"max_tokens": 5, "max_completion_tokens": 5}, "both max_tokens and max_completion_tokens: keep one"),
+        (SAY | {"model": "m", "modelUri": "gpt://f/m"}, "both model and modelUri: keep one"),
+        (SAY | {"temperature": 0, "completionOptions": {}}, "both temperature and completionOptions: keep one"),
+        (SAY | {"response_format": {}, "jsonObject": True}, "both response_format and jsonObject: keep one"),
+        ({"messages": [{"role": "system", "text": "a"}], "system": "b"}, "both system and a message of that role"),
+        (SAY | {"completionOptions": {"temprature": 0}}, "'temprature' in completionOptions: did you mean 'temperat"),
+        (SAY | {"completionOptions": {"max_token": 0}}, "'max_token' in completionOptions: did you mean 'maxTokens'?"),
+        (SAY | {"temprature": 0}, "did you mean 'temperature'?"),
+        (SAY | {"top_p": 0.9}, "top_p"),
+        (SAY | {"reasoning_effort": "low"}, "reasoning_effort"),
+    ],
+)
+def test_what_cannot_be_asked_here_is_refused(body: JsonObject, reason: str) -> None:
+    batch = {"custom_id": "c", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    for fields in (body, batch):
+        assert reason in refusal(line(**fields)).reason
+
+
+@pytest.mark.parametrize(
+    ("batch", "reason"),
+    [
+        ({"url": "/v1/embeddings"}, "url must be /v1/chat/completions"),
+        ({"method": "GET"}, "method must be POST"),
+        ({"body": {**SAY, "n": 2}}, "body.n: has no counterpart here"),
+        ({"body": {**SAY, "seed": 7}}, "body.seed: has no counterpart here"),
+        ({"body": {**SAY, "temprature": 0}}, "body.temprature: did you mean 'temperature'?"),
+        ({"body": {"model": "m"}}, "messages must be a list"),
+        ({"body": {}}, "messages must be a list"),
+    ],
+)
+def test_a_batch_line_that_cannot_be_asked_here_is_refused(batch: JsonObject, reason: str) -> None:
+    whole = {"custom_id": "c", "method": "POST", "url": "/v1/chat/completions", "body": SAY} | batch
+    assert reason in refusal(line(**whole)).reason
+
+
+def test_what_a_batch_line_says_to_the_service_alone_travels_along() -> None:
+    body = {**SAY, "user": "u", "metadata": {"a": 1}, "n": 1, "top_p": 1.0, "stop": [], "stream": False, "seed": None}
+    assert parse(line(custom_id="c", url="/chat/completions", body=body, lang="ru")) == Parsed(
+        "c", Prompt(None, SAY), {"lang": "ru", "user": "u", "metadata": {"a": 1}}
+    )
+
+
+def test_a_model_named_on_the_command_line_goes_before_that_of_another_service() -> None:
+    given = Reading(model_given=True)
+    batch = line(custom_id="c", url="/v1/chat/completions", body={**SAY, "model": "gpt-4o"})
+    assert parse(batch).prompt.model == "gpt-4o"
+    assert parse(batch, given).prompt.model is None
+    assert parse(line(**SAY, model="gpt-4o"), given).prompt.model is None
+    assert parse(line(prompt="a", model="m"), given).prompt.model == "m"
+    assert parse(line(**SAY, modelUri="gpt://f/m"), given).prompt.body == {**SAY, "modelUri": "gpt://f/m"}
+
+
+def test_the_answer_in_a_dataset_is_kept_as_a_reference() -> None:
+    assert parse(line(request=HELLO, response="a", lang="ru")) == Parsed(
+        None, Prompt(None, SAY), {"lang": "ru", "reference": "a"}
+    )
+    assert parse(line(request=HELLO, response="a", reference=1)).meta == {"response": "a", "reference": 1}
+
+
+# --- one shape for a file -------------------------------------------------------------------------
+
+OF_EACH_SHAPE: dict[Shape, JsonObject | str] = {
+    Shape.PROMPT: {"id": "i", "prompt": "hello"},
+    Shape.STRING: "hello",
+    Shape.MESSAGES: {"id": "i", "messages": HELLO},
+    Shape.OPENAI: {"custom_id": "i", "method": "POST", "url": "/v1/chat/completions", "body": SAY},
+    Shape.DATASET: {"id": "i", "request": HELLO, "response": "a"},
+    Shape.FAILURES: {"id": 1, "error": {"kind": "held"}, "operation_id": None, "input": {"id": "i", "messages": HELLO}},
+}
+
+
+@pytest.mark.parametrize("shape", OF_EACH_SHAPE)
+def test_the_first_record_decides_and_a_line_of_another_shape_is_bad(shape: Shape) -> None:
+    raw = json.dumps(OF_EACH_SHAPE[shape]).encode()
+    reading = Reading().fixed_by(raw)
+    assert reading == Reading(shape)
+    assert parse(raw, reading).prompt in (Prompt("hello"), Prompt(None, SAY))
+    for other in OF_EACH_SHAPE.keys() - {shape}:
+        with pytest.raises(BadLine, match=f"a line of shape {other}, in a file of shape {shape}"):
+            parse(json.dumps(OF_EACH_SHAPE[other]).encode(), reading)
+
+
+def test_a_format_that_is_named_is_not_changed_by_the_first_record() -> None:
+    assert Reading(Shape.MESSAGES).fixed_by(b'{"prompt": "a"}') == Reading(Shape.MESSAGES)
+    assert Reading().fixed_by(b'{"text": "a"}') == Reading(Shape.PROMPT)
+    assert Reading().fixed_by(b"{oops") == Reading()
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_failure_of_a_failure_asks_what_the_record_asked(times: int) -> None:
+    value: Any = {"id": "i", "prompt": "hello", "temperature": 0.5, "sku": "ж"}
+    wanted = parse(json.dumps(value).encode())
+    for _ in range(times):
+        value = {"id": "i", "operation_id": None, "error": {}, "input": value}
+    raw = json.dumps(value).encode()
+    assert parse(raw, Reading().fixed_by(raw)) == wanted
+
+
+def test_with_a_prompt_column_every_other_field_travels_along() -> None:
+    reading = Reading(prompt_column="body")
+    raw = line(id=3, body="hello", temperature="warm", prompt="ask", messages="none")
+    assert parse(raw, reading.fixed_by(raw)) == Parsed(
+        3, Prompt("hello"), {"temperature": "warm", "prompt": "ask", "messages": "none"}
+    )
+    with pytest.raises(BadLine, match="no field 'body'; fields here: text"):
+        parse(line(text="hello"), reading)
+    with pytest.raises(BadLine, match="body is empty"):
+        parse(line(body=""), reading)
+
+
+@pytest.mark.parametrize(
+    ("fields", "remedy"),
+    [
+        ({"sku": "1", "body": "a long text", "lang": 3}, "--prompt-column body, or -t FILE with {{ body }}"),
+        ({"Отзыв": "хорошо", "n": 5}, "--prompt-column Отзыв, or -t FILE with {{ Отзыв }}"),
+        ({"two words": "x"}, None),
+        ({"n": 5}, None),
+        ({}, None),
+    ],
+)
+def test_an_object_without_a_prompt_says_which_field_may_be_one(fields: JsonObject, remedy: str | None) -> None:
+    found = refusal(line(**fields)).remedy
+    assert found == remedy if remedy is None else (found or "").startswith(remedy)
+
+
 # --- misspelt options -----------------------------------------------------------------------------
 
 
@@ -471,9 +683,13 @@ def test_beside_messages_the_names_of_the_body_are_meant() -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"prompt": "a", "completionOptions": {}}, "completionOptions goes with messages, not with prompt"),
-        ({"prompt": "a", "tools": []}, "tools goes with messages, not with prompt"),
-        ({"messages": HELLO, "temperature": 0.3}, "temperature goes with prompt, not with messages"),
+        ({"prompt": "a", "completionOptions": {}}, "completionOptions does not go with prompt"),
+        ({"prompt": "a", "tools": []}, "tools does not go with prompt"),
+        ({"prompt": "a", "response_format": {}}, "response_format does not go with prompt"),
+        ({"messages": HELLO, "requestText": "a"}, "requestText does not go with messages"),
+        ({"requestText": "a", "temperature": 0}, "temperature does not go with requestText"),
+        ({"prompt": "a", "top_p": 0.9}, "top_p has no counterpart here, leave it out"),
+        ({"messages": HELLO, "stop": ["x"]}, "stop has no counterpart here, leave it out"),
     ],
 )
 def test_an_option_of_the_other_shape_is_not_ignored(fields: JsonObject, reason: str) -> None:
