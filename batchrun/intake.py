@@ -113,7 +113,7 @@ def _check(ledger: Ledger, fd: int, found: os.stat_result, config: JobConfig) ->
         matched_by="line" if checked.without_id else "id",
     )
     identity = (found.st_ino, found.st_mtime_ns, found.st_size, checked.digest) if checked.whole else None
-    return Source(config.input, fd, checked.end, checked.records, identity, *start, reading=reading)
+    return Source(config.input, fd, checked.end, checked.records, identity, *start, reading=reading, found=checked)
 
 
 def _input_changed(config: JobConfig, known_as: str, conflicts: list[Conflict], count: int) -> InputProblem:

@@ -21,6 +21,7 @@ from batchrun.log import keep_secret, redact
 VERBS = {
     "Work": {"run": "send a file (* runs when no command is named)"},
     "Look": {
+        "check": "read the whole input and say what is wrong with it; send nothing",
         "status": "progress, failures and what to do next, from any terminal",
         "verify": "prove that input, ledger and output agree",
     },

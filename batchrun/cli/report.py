@@ -58,3 +58,11 @@ def report_bug(bug: Exception) -> int:
         say(f"error: this is a bug in batchrun ({type(bug).__name__}), and there is no room here for its details")
         say("  run again with --log-file in another folder; what a run had reached is safe")
     return BUG
+
+
+def duration(seconds: float) -> str:
+    """In the two largest fitting units."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -18,7 +18,7 @@ from click.types import OptionHelpExtra
 from batchrun import config as defaults
 from batchrun.cli import PATH, SETTINGS
 from batchrun.cli.emulator import settings_of
-from batchrun.cli.report import report_problem, say
+from batchrun.cli.report import duration, report_problem, say
 from batchrun.config import JobConfig, read_rps_for
 from batchrun.errors import DiskProblem, UsageProblem
 from batchrun.inputs import Shape
@@ -92,7 +92,7 @@ option = partial(click.option, cls=Option)
 )
 @option(
     "--format",
-    type=click.Choice(["auto", *Shape]),
+    type=click.Choice(["auto", *map(str, Shape)]),
     default="auto",
     metavar="NAME",
     help=f"what the lines are: {', '.join(Shape)}",
@@ -142,6 +142,7 @@ option = partial(click.option, cls=Option)
 @option(
     "--new-run", is_flag=True, allow_from_autoenv=False, help="put the old results aside and pay for everything again"
 )
+@option("--dry-run", is_flag=True, help="check, count and estimate; send nothing and make no file")
 @option("-q", "--quiet", is_flag=True, help="errors only")
 @option("-v", "--verbose", is_flag=True, help="log each operation, to stderr unless --log-file is given")
 @option("--log-file", type=PATH, metavar="FILE", help="append the log to this file")
@@ -153,12 +154,18 @@ def run(**options: Any) -> int:
     \b
     Examples:
       batchrun reviews.jsonl -o answers.jsonl -m yandexgpt/latest
+      batchrun reviews.jsonl -o answers.jsonl -m yandexgpt/latest --dry-run
       batchrun reviews.jsonl -o first.jsonl --limit 10
       batchrun reviews.jsonl -o try.jsonl --provider emulator
 
     Every option can also come from the environment as BATCHRUN_<OPTION>, except --new-run.
     """
     config = config_of(options)
+    if options["dry_run"]:
+        from batchrun.cli.preview import show
+
+        show(config, is_job=True)
+        return 0
     start_log(options["log_file"], verbose=options["verbose"])
     return run_job(config, quiet=options["quiet"])
 
@@ -187,7 +194,7 @@ def run_job(config: JobConfig, *, quiet: bool, always_say: bool = False) -> int:
 
 def print_summary(summary: Summary, config: JobConfig) -> None:
     """What was reached, and where it is."""
-    say(f"{headline(summary)}   {_duration(summary.seconds)}")
+    say(f"{headline(summary)}   {duration(summary.seconds)}")
     for line in details(summary):
         say(line)
     if summary.put_aside:
@@ -287,10 +294,3 @@ def start_log(path: Path | None, *, verbose: bool) -> None:
     LOGGER.addHandler(handler)
     logging.getLogger().addHandler(handler)  # what libraries say, redacted as well
     LOGGER.setLevel(logging.DEBUG if verbose else logging.INFO)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

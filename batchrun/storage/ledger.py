@@ -202,12 +202,22 @@ class Ledger:
         return ledger
 
     @classmethod
-    def read_only(cls, path: Path) -> Self:
-        """Open beside a live run: short snapshots, never a write or a checkpoint."""
-        ledger = cls(_connect(path, f"{path.resolve().as_uri()}?mode=ro"), path)
+    def read_only(cls, path: Path, *, alone: bool = False) -> Self:
+        """Open beside a live run: short snapshots, never a write or a checkpoint. ``alone``: nor a file beside it."""
+        ledger = cls(_connect(path, f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' * alone}"), path)
         with ledger._closed_on_error(), ledger._translated():
             ledger.connection.execute("PRAGMA trusted_schema = OFF")
             ledger._check_schema()
+        return ledger
+
+    @classmethod
+    def copy_of(cls, path: Path | None) -> Self:
+        """A ledger in a file without a name, gone when it is closed: the one that is there, or an empty one."""
+        ledger = cls(sqlite3.connect("", isolation_level=None), path or Path("-"))
+        if path is not None and path.exists():
+            no_log = not path.with_name(f"{path.name}-wal").exists()
+            with closing(cls.read_only(path, alone=no_log)) as real, ledger._translated():
+                real.connection.backup(ledger.connection)
         return ledger
 
     @contextmanager

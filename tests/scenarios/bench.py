@@ -357,9 +357,16 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _prompt(line: bytes) -> str:
-    """The prompt of an input line; of a bad line, nothing."""
+    """The prompt of an input line of any shape, or its last message; of a bad line, nothing."""
     try:
         parsed = json.loads(line)
     except ValueError:
         return ""
-    return str(parsed.get("prompt", "")) if isinstance(parsed, dict) else str(parsed)
+    if not isinstance(parsed, dict):
+        return str(parsed)
+    asked = parsed.get("input") or parsed.get("body") or parsed
+    last = (asked.get("messages") or asked.get("request") or [{}])[-1] if isinstance(asked, dict) else {}
+    said = last.get("text", last.get("content")) if isinstance(last, dict) else None
+    if isinstance(said, list):
+        return "\n".join(part.get("text", "") for part in said)
+    return str(said or (asked.get("prompt", "") if isinstance(asked, dict) else ""))

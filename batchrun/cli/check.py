@@ -1,0 +1,35 @@
+"""``batchrun check``: the whole input, before anything is paid for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from batchrun.cli import SETTINGS
+from batchrun.cli.preview import show
+from batchrun.cli.run import run
+from batchrun.config import DEFAULT_MODEL, JobConfig
+from batchrun.inputs import Shape
+from batchrun.record import Settings
+from batchrun.storage.jobdir import JobPaths
+
+OPTIONS = ("input", "format", "prompt_column", "limit", "strict")
+
+
+@click.command(context_settings=SETTINGS, params=[each for each in run.params if each.name in OPTIONS])
+def check(input: Path, format: str, prompt_column: str | None, limit: int | None, strict: bool) -> None:
+    """Read the whole of INPUT as a run would, and say what is in it and what is wrong. Exit 3 if a run would refuse it.
+
+    \b
+    Examples:
+      batchrun check reviews.jsonl
+      batchrun check reviews.jsonl --strict
+
+    Nothing is sent, and no file is made.
+    """
+    provider = "yandex-instruct" if format == Shape.INSTRUCT else "yandex"
+    settings = Settings(provider, DEFAULT_MODEL, format=format, prompt_column=prompt_column)
+    config = JobConfig(input, JobPaths.of(Path(os.devnull)), settings, limit, strict)
+    show(config, is_job=False)

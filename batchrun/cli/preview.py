@@ -1,0 +1,110 @@
+"""What a run would find, before anything is paid for: the screen of ``check`` and of ``--dry-run``."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from typing import Any
+
+import click
+
+from batchrun.check import Source, is_record, read_lines
+from batchrun.cli.report import duration
+from batchrun.config import JobConfig
+from batchrun.intake import open_input, settle_input
+from batchrun.lines import BadLine
+from batchrun.log import redact
+from batchrun.pacing import HOUR_S
+from batchrun.record import Prompt, State, after_crash
+from batchrun.recovery import refuse_foreign_file, settle_settings
+from batchrun.storage.ledger import Ledger
+from batchrun.summary import headline, summarize
+
+CHARACTERS_PER_TOKEN = 3
+
+
+def show(config: JobConfig, *, is_job: bool) -> None:
+    """Print what a run would find.
+
+    Raises:
+        BatchrunError: it would refuse.
+    """
+    with suppress(BrokenPipeError):  # whoever reads may have seen enough
+        for line in preview(config, is_job=is_job):
+            click.echo(redact(line))
+
+
+def preview(config: JobConfig, *, is_job: bool) -> Iterator[str]:
+    """A run up to its first POST, with a copy of its ledger. ``is_job``: and what would follow."""
+    now = time.time()
+    fd = open_input(config.input, config.paths)
+    known = config.paths.ledger if is_job and not config.new_run else None
+    with os.fdopen(fd, "rb"), closing(Ledger.copy_of(known)) as ledger:
+        if is_new := not ledger.exists():
+            ledger.create(job_id="", input_path="", settings=config.settings, now=now)
+        if known is not None and not ledger.has_operations():
+            refuse_foreign_file(config.paths.output, config.paths)
+            if is_new:
+                refuse_foreign_file(config.paths.failures, config.paths)
+        settle_settings(ledger, config)
+        with ledger.transaction():
+            ledger.move_all(State.INTENT, after_crash(config.on_ambiguous), now)
+            ledger.save_input(inode=0, mtime_ns=0, size=0, digest=b"", records=0)  # so that it is read once more
+        source = settle_input(ledger, fd, config)
+        yield from _of_input(config, source)
+        if is_job:
+            yield from _of_job(config, ledger, source, now)
+            yield "nothing was sent"
+
+
+def _of_input(config: JobConfig, source: Source) -> Iterator[str]:
+    found, shape = source.found, source.reading.shape
+    assert found is not None, "it was read"
+    good = found.records - found.bad
+    ids = {0: "ids unique", good: "no ids: lines are known by their number"}.get(
+        found.without_id, f"{found.without_id:,} of them without an id: lines are known by their number"
+    )
+    kind = f"prompts in '{config.settings.prompt_column}'" if config.settings.prompt_column else f"shape {shape}"
+    about = f", {kind}, {found.end:,} bytes, {ids}" if good else ""
+    yield f"{config.input}   {found.records:,} record{'s' * (found.records != 1)}{about}"
+    if found.bad:
+        yield f"bad lines    {found.bad:,}; a run lets them fail and sends the rest"
+        yield from found.told()
+
+
+def _of_job(config: JobConfig, ledger: Ledger, source: Source, now: float) -> Iterator[str]:
+    records = characters = 0
+    for prompt in _to_send(ledger, source):
+        records += 1
+        characters += _characters(prompt, config.settings.system or "")
+    summary = summarize(ledger, total=0)  # of what has a row
+    rows = sum(summary.counts.values())
+    yield f"in ledger    {rows:,}" + (f": {headline(summary)}" if rows else "")
+    yield f"to send      {records:,}"
+    if records:
+        past = sum(posts for _, posts in ledger.submissions_since(now - HOUR_S))
+        hours, last = divmod(past + records - 1, config.rph)  # of which the first began with what is past
+        seconds = max(records / config.rps, hours * HOUR_S + (last + 1) / config.rps if hours else 0)
+        tokens = characters // CHARACTERS_PER_TOKEN
+        yield f"tokens       about {tokens:,} in, at {CHARACTERS_PER_TOKEN} characters each"
+        yield f"time         about {duration(seconds)} to send, at {config.rps:g} a second and {config.rph:,} an hour"
+
+
+def _to_send(ledger: Ledger, source: Source) -> Iterator[Prompt]:
+    for line in read_lines(source.fd, source.end):
+        row = ledger.rows_by_line(line.number, line.number).get(line.number) if is_record(line) else None
+        if row is None or row.state is State.NEW:
+            with suppress(BadLine):
+                yield source.parse(line.raw).prompt
+
+
+def _characters(prompt: Prompt, system: str) -> int:
+    """Of all texts of a request; ``system`` stands where it has none of its own."""
+    body: dict[str, Any] = prompt.body or {}
+    messages = body.get("messages", [])
+    texts = [prompt.text, body.get("requestText"), *(message.get("text") for message in messages)]
+    if not any(message["role"] == "system" for message in messages):
+        texts.append(system if prompt.system is None else prompt.system)
+    return sum(len(text) for text in texts if text)
