@@ -32,7 +32,7 @@ VERBS = {
     },
 }
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
-PATH = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path, readable=False)  # whoever opens it says what is wrong
 SETTINGS = CONTEXT | {"auto_envvar_prefix": "BATCHRUN"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 
 import pytest
 
@@ -18,37 +19,91 @@ BAD_LINES = {
     b'{"prompt": "\xc0\xaf"}': "not UTF-8: wrong byte 0xc0 at byte 13",
     b'{"prompt": "\xed\xa0\x80"}': "not UTF-8: wrong byte 0xed at byte 13",
     rb'{"prompt": "\ud800"}': r"half of a \ud800-\udfff pair",
+    rb'{"prompt": "a", "\udfff": 1}': r"half of a \ud800-\udfff pair",
     b'{"prompt": "a\x00"}': "a raw control character",
+    b'{"prompt": "a\x1b[2J"}': "a raw control character",
     b'{"prompt": "a\tb"}': "a raw tab",
     b'{"prompt": "a", "x": NaN}': "NaN",
+    b'{"prompt": "a", "x": -Infinity}': "Infinity",
     b'{"prompt": "a", "x": 1e999}': "a number is too large",
     b'{"prompt": "a", "x": 18446744073709551616}': "an integer is over 64 bits",
     b'{"prompt": "a", "prompt": "b"}': "'prompt' is given twice",
     DEEP: "nested deeper than 64 levels",
     b'"' + b"a" * (4 << 20) + b'"': "longer than 4 MiB",
     b'["a"]': "a record is an object",
+    b"7": "a record is an object",
+    b"true": "a record is an object",
+    b"null": "a record is an object",
     b'{"prompt": "a"} {"prompt": "b"}': "more than one value on the line",
     b'{"prompt": "a",}': "a comma before the closing bracket",
     b"{'prompt': 'a'}": "single quotes",
+    b'{"prompt": "a"} // why': "JSON has no comments",
     b'{"sku": 1}': "no prompt; fields here: sku",
     b'{"prompt": "a", "messages": []}': "both prompt and messages",
+    b'{"prompt": ""}': "prompt is empty",
     b'{"prompt": " "}': "prompt is empty",
     b'{"messages": [{"role": "user", "text": "a"}]}': "a line of shape messages, in a file of shape prompt",
     b'"a"': "a line of shape string, in a file of shape prompt",
     b'{"prompt": "a", "temprature": 0}': "did you mean 'temperature'?",
     b'{"prompt": "a", "temperature": 2}': "temperature must be a number from 0 to 1",
     b'{"prompt": "a", "max_tokens": 0}': "max_tokens must be an integer above 0",
+    b'{"prompt": "a", "max_tokens": "9"}': "max_tokens must be an integer above 0",
+    b'{"prompt": "a", "top_p": 0.5}': "top_p has no counterpart here",
     b'{"prompt": "a", "id": 1.5}': "id must be a text or an integer",
+    b'{"prompt": "a", "id": {}}': "id must be a text or an integer",
+    rb'{"prompt": "a", "id": "a\u0007"}': "id holds a control character",
     b'{"prompt": "a", "id": "' + b"i" * 257 + b'"}': "id must have 1 to 256 bytes",
+}
+MESSAGE = b'{"role": "user", "text": "a"}'
+BAD_MESSAGES = {
+    b'{"messages": "a"}': "messages must be a list",
+    b'{"messages": []}': "messages must be a list of at least one message",
+    b'{"messages": ["a"]}': "message 1 must be an object",
+    b'{"messages": [{"role": "bot", "text": "a"}]}': "message 1: role must be system, user or assistant",
+    b'{"messages": [{"role": "user", "text": 7}]}': "message 1: text must be a text",
+    b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}': "parts of content must be of type text",
+    b'{"messages": [%s], "temprature": 0}' % MESSAGE: "did you mean 'temperature'?",
+    b'{"messages": [%s], "completionOptions": {"maxToken": 9}}' % MESSAGE: "did you mean 'maxTokens'?",
+    b'{"messages": [%s], "prompt": "a"}' % MESSAGE: "a line of shape prompt, in a file of shape messages",
+    b'{"requestText": "a"}': "a line of shape instruct, in a file of shape messages",
+}
+BATCH = (
+    b'{"custom_id": "x", "method": "%s", "url": "/v1/%s", "body": {"messages": [{"role": "user", "content": "a"}]%s}}'
+)
+BAD_BATCH_LINES = {
+    BATCH % (b"POST", b"embeddings", b""): "url must be /v1/chat/completions",
+    BATCH % (b"GET", b"chat/completions", b""): "method must be POST",
+    BATCH % (b"POST", b"chat/completions", b', "n": 2'): "body.n: has no counterpart here",
+    BATCH % (b"POST", b"chat/completions", b', "max_token": 9'): "body.max_token: did you mean 'max_tokens'?",
+    b'{"custom_id": "x", "method": "POST", "body": {}}': "messages must be a list",
 }
 MOST_BAD_LINES = 10
 
 
-@pytest.mark.parametrize("first", range(0, len(BAD_LINES), MOST_BAD_LINES))
-def test_a_bad_line_fails_alone_and_costs_nothing(bench: Bench, first: int) -> None:
+def asking(shape: str, text: str) -> bytes:
+    """A good line of a shape."""
+    messages = [{"role": "user", "content": text}]
+    whole = {"prompt": {"id": text, "prompt": text}, "messages": {"id": text, "messages": messages}}
+    batch = {"custom_id": text, "method": "POST", "url": "/v1/chat/completions", "body": {"messages": messages}}
+    return json.dumps(whole.get(shape, batch)).encode()
+
+
+def in_parts(bad: dict[bytes, str]) -> list[dict[bytes, str]]:
+    lines = list(bad.items())
+    return [dict(lines[first : first + MOST_BAD_LINES]) for first in range(0, len(lines), MOST_BAD_LINES)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "bad"),
+    [
+        *(pytest.param("prompt", part, id=f"prompt{number}") for number, part in enumerate(in_parts(BAD_LINES))),
+        pytest.param("messages", BAD_MESSAGES, id="messages"),
+        pytest.param("openai", BAD_BATCH_LINES, id="openai"),
+    ],
+)
+def test_a_bad_line_fails_alone_and_costs_nothing(bench: Bench, shape: str, bad: dict[bytes, str]) -> None:
     """Fails if ``parse`` lets one of them pass, or if the reader sends what the check found bad."""
-    bad = dict(list(BAD_LINES.items())[first : first + MOST_BAD_LINES])
-    lines = [record("before").encode(), *bad, record("after").encode()]
+    lines = [asking(shape, "before"), *bad, asking(shape, "after")]
     bench.input.write_bytes(b"".join(line + b"\n" for line in lines))
     assert bench.run().exit_code == 1
     assert bench.emulator.submissions == {"before": 1, "after": 1}
@@ -58,6 +113,29 @@ def test_a_bad_line_fails_alone_and_costs_nothing(bench: Bench, first: int) -> N
     for number, reason in enumerate(bad.values(), 2):
         assert reason in told[number]["message"]
     bench.check()
+
+
+def test_a_prompt_longer_than_the_model_takes_fails_alone(bench: Bench) -> None:
+    """Fails if its length is judged here, where nobody knows the model's, or if a 400 ends the run."""
+    bench.lines(record("a"), json.dumps({"id": "long", "prompt": "x" * 100_001}), record("b"))
+    assert bench.run("--concurrency", "1").exit_code == 1
+    assert bench.kinds() == {"long": "invalid_argument"}
+    assert bench.emulator.submissions == {"a": 1, "b": 1}
+    bench.check()
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.errors.ndjson", "out.jsonl.batchrun/ledger.db", "link.jsonl"])
+def test_the_input_must_not_be_a_file_of_the_job(bench: Bench, name: str) -> None:
+    """Fails if only the output is compared with the input, or if a link to a file is another file."""
+    bench.lines(record("a"), "{oops")
+    assert bench.run().exit_code == 1
+    os.symlink("out.errors.ndjson", bench.folder / "link.jsonl")
+    before = {path: path.read_bytes() for path in bench.folder.glob("out*") if path.is_file()}
+    ran = bench.spawn(name, *bench.command()[1:]).wait()
+    assert ran.exit_code == 2
+    assert "would be written over the input" in ran.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    assert bench.emulator.count("submits_received") == 1
 
 
 def test_what_is_odd_but_clear_is_sent_as_it_is(bench: Bench) -> None:
@@ -92,6 +170,7 @@ def test_the_same_prompt_under_two_ids_is_two_records(bench: Bench) -> None:
         pytest.param(GOOD.encode("utf-16"), "UTF-16", id="utf16"),
         pytest.param(GOOD.encode("utf-32"), "UTF-32", id="utf32"),
         pytest.param(gzip.compress(GOOD.encode()), "a gzip file", id="gzip"),
+        pytest.param(b"PK\x03\x04\x14\x00", "a zip file", id="zip"),
         pytest.param(json.dumps({"prompt": "a"}, indent=1).encode(), "pretty-printed", id="pretty"),
         pytest.param(b"Hello there\nWhat is new?\n", "plain text", id="text"),
     ],
@@ -173,6 +252,20 @@ def test_a_few_bad_lines_fail_alone(bench: Bench) -> None:
     bench.check()
     assert bench.resume().exit_code == 1
     assert bench.emulator.count("submits_received") == 2
+
+
+def test_an_input_that_may_not_be_read_is_a_mistake_in_the_command(bench: Bench) -> None:
+    """Fails if the error of the system is shown as a bug, or as a fault of the disk."""
+    as_owner: tuple[str, ...] = ()
+    if os.geteuid() == 0:  # whom no permission stops
+        as_owner = "setpriv", "--bounding-set", "-dac_override,-dac_read_search"
+        if shutil.which("setpriv") is None:
+            pytest.skip("needs setpriv, to be stopped by permissions as root")
+    bench.records("a")
+    bench.input.chmod(0)
+    ran = bench.run(within=as_owner)
+    assert (ran.exit_code, ran.stderr.splitlines()[0]) == (2, "error: in.jsonl: Permission denied")
+    assert not bench.state.exists()
 
 
 def test_an_input_that_is_not_there_is_a_mistake_in_the_command(bench: Bench) -> None:

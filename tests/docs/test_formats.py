@@ -1,4 +1,4 @@
-"""docs/input-and-output.md against a job's own files and against the code that fills them."""
+"""docs/formats.md against a job's own files and against the code that fills them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from batchrun import job
 from batchrun.check import MAX_BAD, MAX_BAD_SHARE
 from batchrun.cli.run import config_of, run
 from batchrun.export import CSV_COLUMNS, FORMATS
-from batchrun.inputs import parse
+from batchrun.inputs import Reading, Shape, parse
 from batchrun.lines import BadLine
 from batchrun.record import Usage
 from tests.docs.pages import ROOT, blocks, table
 
-PAGE = ROOT / "docs" / "input-and-output.md"
+PAGE = ROOT / "docs" / "formats.md"
 
 
 @pytest.fixture(scope="module")
@@ -92,25 +92,43 @@ def test_every_kind_of_failure_is_documented() -> None:
     assert {kind for kind, *_ in table(PAGE, "kind")} == kinds_in_code()
 
 
-def test_every_documented_record_is_a_good_one() -> None:
-    for line in blocks(PAGE, "jsonl")[0].splitlines():
-        parse(line.encode())
+def test_every_shape_is_documented_and_its_example_is_one_of_it() -> None:
+    shapes = [name for name, *_ in table(PAGE, "shape")]
+    assert sorted(shapes) == sorted(Shape)
+    for shape, line in zip(shapes, blocks(PAGE, "jsonl")[0].splitlines(), strict=True):
+        assert Reading().fixed_by(line.encode()).shape == shape
+        parse(line.encode(), Reading(for_instruct=shape == Shape.INSTRUCT))
 
 
-@pytest.mark.parametrize("option", [name for _, _, cell in table(PAGE, "shape")[1:2] for name in cell.split(", ")])
+def options_of(shape: str) -> list[str]:
+    [cell] = [cell for name, _, cell in table(PAGE, "shape") if name == shape]
+    return [name for part in cell.split("; ") for name in part.removesuffix(", also in snake case").split(", ")]
+
+
+@pytest.mark.parametrize("option", options_of("prompt"))
 def test_the_options_of_a_prompt_are_taken_and_do_not_travel_as_meta(option: str) -> None:
     value = {"system": "s", "model": "m", "temperature": 0.5, "max_tokens": 5}[option]
     assert parse(json.dumps({"prompt": "x", option: value}).encode()).meta == {}
 
 
-@pytest.mark.parametrize(
-    "option", [name for name in table(PAGE, "shape")[2][2].partition(";")[0].split(", ") if name[0].islower()]
-)
+OPENAI = {
+    "system": "s",
+    "model": "m",
+    "temperature": 0.5,
+    "max_tokens": 5,
+    "max_completion_tokens": 5,
+    "response_format": {"type": "json_object"},
+}
+
+
+@pytest.mark.parametrize("option", options_of("messages"))
 def test_the_fields_of_a_body_are_passed_through(option: str) -> None:
-    value: Any = "gpt://f/m" if option == "modelUri" else {}
+    value: Any = OPENAI.get(option, "gpt://f/m" if option == "modelUri" else {})
     parsed = parse(json.dumps({"messages": [{"role": "user", "text": "x"}], option: value}).encode())
     assert parsed.prompt.body is not None
-    assert (parsed.prompt.body[option], parsed.meta) == (value, {})
+    assert parsed.meta == {}
+    assert option in OPENAI or parsed.prompt.body[option] == value
+    assert parsed.prompt != parse(b'{"messages": [{"role": "user", "text": "x"}]}').prompt
 
 
 @pytest.mark.parametrize(
@@ -138,6 +156,7 @@ def test_the_fields_of_a_body_are_passed_through(option: str) -> None:
         pytest.param(b'{"messages": [{"role": "bot", "text": "x"}]}', id="role"),
         pytest.param(b'{"prompt": "x", "id": 1.5}', id="id"),
         pytest.param(b'{"prompt": "x", "temprature": 1}', id="misspelt option"),
+        pytest.param(b'{"prompt": "x", "top_p": 0.5}', id="top_p"),
     ],
 )
 def test_a_line_is_bad_where_the_docs_say_so(line: bytes) -> None:
