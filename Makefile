@@ -8,10 +8,10 @@ TEST_ARGS ?= -n 4 --dist worksteal
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix bench faults audit clean
+.PHONY: help demo test check fix bench simulate faults audit clean
 
 help:
-	@awk -F ' *## *' '/^[a-z]+:.*##/ { sub(/:.*/, "", $$1); printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ' *## *' '/^[a-z]+:.*##/ { sub(/:.*/, "", $$1); printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.installed ## watch a whole run against a local emulator; needs no account
 	@.venv/bin/batchrun demo
@@ -31,6 +31,9 @@ fix: .venv/.installed ## format the code and mend what lint can mend
 
 bench: .venv/.installed ## measure throughput against the emulator
 	@.venv/bin/python -m tests.bench
+
+simulate: .venv/.installed ## nights at the quotas in simulated time, written to docs/pace.md: a minute
+	@.venv/bin/python -m tests.simulate
 
 faults: .venv/.installed ## every crash, many seeds, ten times the hostile data: most of an hour
 	@.venv/bin/python -m tests.faults $(ARGS)

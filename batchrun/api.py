@@ -175,7 +175,7 @@ class Operation:
 
         Args:
             timeout: Seconds; then ``TimeoutError``, and the operation goes on without us.
-            poll_interval: Seconds between two questions; else a tenth of the operation's age, 1 to 60.
+            poll_interval: Seconds between two questions; else a twentieth of the operation's age, 1 to 60.
         Raises:
             OperationFailed: it has no answer and will have none, or the service has not found it for 10 minutes.
             CredentialsRefused: the service does not show this operation to us.

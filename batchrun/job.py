@@ -213,9 +213,9 @@ async def open_storage(recovered: Recovered) -> AsyncIterator[Storage]:
 
 def _hour_window(config: JobConfig, ledger: Ledger) -> HourWindow:
     """The submissions of the last hour, moved from the ledger's wall clock to this process's monotonic one."""
-    monotonic, wall = time.monotonic(), time.time()
+    wall = time.time()
     past = ledger.submissions_since(wall - HOUR_S - 1)
-    return HourWindow(config.rph, [(monotonic - max(0.0, wall - at_s - 1), posts) for at_s, posts in past])
+    return HourWindow.restored(config.rph, past, wall=wall, now=time.monotonic())
 
 
 def _interrupt(number: int) -> None:

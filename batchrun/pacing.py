@@ -5,17 +5,28 @@ Every ``now`` is a monotonic clock in seconds. The constants and their reasons: 
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 SLOWER = 0.7
 FASTER_PER_S = 0.02
+KNOWN = 0.98
+CREEP_PER_S = 0.001
 FLOOR_PER_S = 0.2
 CATCH_UP_S = 0.05
 STUCK_S = 60.0
 HOUR_S = 3600
 MAX_RETRY_AFTER_S = 300.0
+FULL_POLL_S = 0.05
+FEW = 4
+LOOK_EVERY_S = 10.0
+LOOKS_IN_HAND = 4
+LAPSES_SOON_S = 12 * 3600.0
+
+Due = tuple[float, int, str, float]
+"""(poll at, seq, operation ID, accepted at), both instants on the monotonic clock: all that is kept of an operation."""
 
 
 def backoff_s(tries: int, chance: float, *, base_s: float = 0.5, cap_s: float = 30.0) -> float:
@@ -41,6 +52,11 @@ class HourWindow:
         self._sum = 0
         for at, permits in past:
             self._add(int(at // 1), permits)
+
+    @classmethod
+    def restored(cls, limit: int, past: Iterable[tuple[int, int]], *, wall: float, now: float) -> HourWindow:
+        """The window of an earlier run: (Unix second, permits), each counted at the end of its second."""
+        return cls(limit, [(now - max(0.0, wall - at_s - 1), permits) for at_s, permits in past])
 
     def free_at(self, now: float) -> float:
         """The earliest time for one more permit; not later than ``now`` if there is room."""
@@ -78,24 +94,26 @@ class HourWindow:
 class Pacer:
     """Evenly spaced permits: at most ``rate`` a second, and ``per_hour`` in any 60 minutes.
 
-    A refusal slows it at once; time without refusals brings it back. A late caller may catch up by a twentieth of a
+    A refusal slows it at once, to just under what the last second brought if most of that was accepted. Time without
+    refusals brings it back, slowly beyond what is known to be refused. A late caller may catch up by a twentieth of a
     second, but never so that more than ``rate`` permits fall into any one second.
     """
 
     def __init__(self, rate: float, per_hour: HourWindow | None = None) -> None:
         self.ceiling = rate
         self._hour = per_hour
-        self._rate = rate
+        self._rate = self._known = rate
         self._slot = self._slot_if_accepted = 0.0
         self._not_before = 0.0
         self._last_second: deque[float] = deque(maxlen=max(1, math.ceil(rate)))
+        self._accepted: deque[float] = deque(maxlen=max(FEW, math.ceil(rate)))
         self._changed_at = 0.0
         self._refused_since: float | None = None
 
     def rate(self, now: float) -> float:
         """Permits per second right now."""
-        quiet_s = max(0.0, now - self._changed_at)
-        return min(self.ceiling, self._rate + quiet_s * FASTER_PER_S * self.ceiling)
+        gain = max(0.0, now - self._changed_at) * self.ceiling
+        return min(self.ceiling, self._rate + FASTER_PER_S * gain, self._known + CREEP_PER_S * gain)
 
     def wait_s(self, now: float) -> float:
         """Seconds until the next permit; 0 or less: now."""
@@ -121,13 +139,23 @@ class Pacer:
             self._refused_since = now
         self._not_before = max(self._not_before, now + min(retry_after_s, MAX_RETRY_AFTER_S))
         if now - self._changed_at >= 1.0 or self._changed_at == 0.0:
-            self._rate = max(min(FLOOR_PER_S, self.ceiling), self.rate(now) * SLOWER)
+            rate = self.rate(now)
+            self._rate = max(min(FLOOR_PER_S, self.ceiling), rate * SLOWER)
+            accepted = min(rate, sum(at > now - 1.0 for at in self._accepted))
+            if KNOWN * accepted > self._rate:
+                self._rate = self._known = KNOWN * accepted
             self._changed_at = now
 
-    def accepted(self) -> None:
+    def accepted(self, now: float) -> None:
         """The service took one: whatever was wrong is over."""
+        self._accepted.append(now)
         self._refused_since = None
         self._slot = self._slot_if_accepted
+
+    def achieved(self, now: float) -> float:
+        """Permits per second that the service grants: those of the last few, at most what ``rate`` allows."""
+        few = min(FEW, len(self._accepted))
+        return min(self.rate(now), few / max(0.001, now - self._accepted[-few])) if few else self.rate(now)
 
     def limited_by(self, now: float) -> str:
         """What holds the next permit back: ``hour``, ``429`` or ``rate``."""
@@ -181,6 +209,52 @@ class Gate:
         elif self._in_a_row >= self.FAILURES_IN_A_ROW or half:
             self._wait_s = self.FIRST_WAIT_S
             self._probe_at = now + self._wait_s
+
+
+def submit_wait_s(now: float, pacer: Pacer, gate: Gate, has_room: Callable[[], bool]) -> float:
+    """Seconds until a submission may go, or until it is worth asking again; 0 or less: now."""
+    wait_s = max(pacer.wait_s(now), gate.wait_s(now))
+    return wait_s if wait_s > 0 or has_room() else FULL_POLL_S
+
+
+class Polls:
+    """The open operations in the order of their next poll, all under one read budget."""
+
+    def __init__(self, pacer: Pacer, retention_s: float, earlier: Iterable[Due] = ()) -> None:
+        self._pacer = pacer
+        self._retention_s = retention_s
+        self._due = list(earlier)
+        heapq.heapify(self._due)
+        self._lapse_at = math.inf
+        self._looked_at = -math.inf
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def add(self, due: Due) -> None:
+        heapq.heappush(self._due, due)
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until the next poll; 0 or less: now."""
+        return max(self._due[0][0] - now, self._pacer.wait_s(now)) if self._due else math.inf
+
+    def take(self, now: float) -> Due:
+        """The operation that has been due longest; the caller polls it."""
+        self._pacer.take(now)
+        return heapq.heappop(self._due)
+
+    def lapse_at(self, now: float) -> float:
+        """When the oldest answer still kept may lapse. Looked up now and then: it takes a walk."""
+        if now - self._looked_at >= LOOK_EVERY_S:
+            self._looked_at = now
+            young = now - self._retention_s
+            self._lapse_at = min((due[3] for due in self._due if due[3] > young), default=now) + self._retention_s
+        return self._lapse_at
+
+    def has_time(self, now: float) -> bool:
+        """Whether one more answer could be collected, and all that are open, before any of them lapses."""
+        looks_s = LOOKS_IN_HAND * (len(self._due) + 1) / self._pacer.achieved(now)
+        return looks_s <= self.lapse_at(now) - now
 
 
 class Outage:

@@ -328,7 +328,7 @@ class PollPolicy:
 
     retention_s: float
     min_gap_s: float = 1.0
-    gap_per_age: float = 0.1
+    gap_per_age: float = 0.05
     max_gap_s: float = 60.0
     settling_in_s: float = 60.0
     patience_s: float = 600.0

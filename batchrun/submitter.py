@@ -14,7 +14,7 @@ from batchrun.channel import Channel
 from batchrun.config import JobConfig
 from batchrun.errors import CredentialsRefused, NoSuccess, UsageProblem
 from batchrun.log import event, is_detailed
-from batchrun.pacing import Gate, Outage, Pacer, backoff_s, with_jitter_s
+from batchrun.pacing import Gate, Outage, Pacer, backoff_s, submit_wait_s, with_jitter_s
 from batchrun.providers.base import Provider
 from batchrun.reader import Backlog
 from batchrun.record import (
@@ -35,7 +35,6 @@ from batchrun.storage.ledger import Ledger
 from batchrun.storage.thread import Storage
 
 ALIKE_AT_THE_START = 3
-FULL_POLL_S = 0.05
 
 
 class Submitter:
@@ -126,11 +125,11 @@ class Submitter:
     async def _permit(self) -> bool:
         while not self._stop.is_requested:
             now = time.monotonic()
-            wait_s = max(self._pacer.wait_s(now), self._gate.wait_s(now))
-            if wait_s <= 0 and self._has_room():
+            wait_s = submit_wait_s(now, self._pacer, self._gate, self._has_room)
+            if wait_s <= 0:
                 self._pacer.take(now)
                 return True
-            await self._stop.sleep(max(wait_s, FULL_POLL_S if wait_s <= 0 else 0))
+            await self._stop.sleep(wait_s)
         return False
 
     async def _post_now(self, record: Record, body: bytes) -> tuple[int, SubmitReply]:
@@ -165,7 +164,7 @@ class Submitter:
         match reply:
             case Accepted():
                 self._proven = True
-                self._pacer.accepted()
+                self._pacer.accepted(now)
                 self._gate.accepted()
                 self._outage.succeeded()
             case Refused(status=429):

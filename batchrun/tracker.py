@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
 import os
 import random
@@ -14,7 +13,7 @@ from dataclasses import dataclass, replace
 from batchrun.channel import Channel
 from batchrun.errors import CredentialsRefused, NoSuccess
 from batchrun.log import event, is_detailed
-from batchrun.pacing import Outage, Pacer, backoff_s, with_jitter_s
+from batchrun.pacing import LAPSES_SOON_S, Due, Outage, Pacer, Polls, backoff_s, with_jitter_s
 from batchrun.providers.base import Provider
 from batchrun.reader import Backlog
 from batchrun.record import (
@@ -39,9 +38,6 @@ from batchrun.storage.thread import Storage
 TIMER_GRAIN_S = 0.05
 STRANGERS_IN_A_ROW = 3
 FAILURES_THAT_SLOW = 5
-
-Due = tuple[float, int, str, float]
-"""(poll at, seq, operation ID, accepted at), both instants on the monotonic clock: all that is kept of an operation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +73,9 @@ class Tracker:
         self._policy = PollPolicy(provider.retention_s)
         now, wall = time.monotonic(), time.time()
         self._input_fd = input_fd
-        self._due: list[Due] = [(now, seq, id_, now - max(0.0, wall - at)) for seq, id_, at in operations]
+        earlier = [(now, seq, id_, now - max(0.0, wall - at)) for seq, id_, at in operations]
+        self.polls = Polls(pacer, provider.retention_s, earlier)
+        self.lapse_from: float | None = None  # Unix seconds, once it is near
         self._polling = 0
         self._turn = asyncio.Lock()
         self._failures_in_a_row = 0
@@ -91,7 +89,7 @@ class Tracker:
 
     def __len__(self) -> int:
         """Operations open right now."""
-        return len(self._due) + self._polling
+        return len(self.polls) + self._polling
 
     @property
     def troubled(self) -> int:
@@ -100,7 +98,7 @@ class Tracker:
 
     def add(self, seq: int, operation_id: str, accepted_at: float) -> None:
         """A new operation; its first poll is due after the shortest gap."""
-        heapq.heappush(self._due, (accepted_at + self._policy.gap_s(0.0), seq, operation_id, accepted_at))
+        self.polls.add((accepted_at + self._policy.gap_s(0.0), seq, operation_id, accepted_at))
 
     async def run(self, out: Channel[Answered], workers: int, until: asyncio.Task[None]) -> None:
         """Poll until ``until`` is done and nothing is open, or the stop is requested. Closes ``out``."""
@@ -127,17 +125,14 @@ class Tracker:
     async def _next(self) -> Due | None:
         """The operation that has been due longest, once the read budget allows. None at the end."""
         while not self._stop.is_requested:
-            if self._due:
-                now = time.monotonic()
-                wait_s = max(self._due[0][0] - now, self._pacer.wait_s(now))
-                if wait_s <= 0:
-                    self._pacer.take(now)
-                    return heapq.heappop(self._due)
-                await self._stop.sleep(min(wait_s, TIMER_GRAIN_S))
-            elif self._intake is not None and self._intake.done() and not self._polling:
+            now = time.monotonic()
+            self._mind_lapse(now)
+            wait_s = self.polls.wait_s(now)
+            if wait_s <= 0:
+                return self.polls.take(now)
+            if not len(self) and self._intake is not None and self._intake.done():
                 return None
-            else:
-                await self._stop.sleep(TIMER_GRAIN_S)
+            await self._stop.sleep(min(wait_s, TIMER_GRAIN_S))
         return None
 
     async def _poll(self, operation: Due, out: Channel[Answered]) -> None:
@@ -158,7 +153,9 @@ class Tracker:
             case PollAgain(after_s):
                 if isinstance(reply, PollFailed):
                     after_s += backoff_s(1, random.random())
-                heapq.heappush(self._due, (now + after_s, seq, operation_id, accepted_at))
+                    if reply.status == 429:  # it says nothing of the operation, which keeps its turn; the pacer waits
+                        after_s = operation[0] - now
+                self.polls.add((now + after_s, seq, operation_id, accepted_at))
             case _ if isinstance(verdict.outcome, Answer):
                 answer = verdict.outcome
                 await out.put(Answered(seq, operation_id, answer), len(answer.text or ""))
@@ -172,7 +169,7 @@ class Tracker:
         if not isinstance(reply, PollFailed):
             self._failures_in_a_row = 0
             self._outage.succeeded()
-            self._pacer.accepted()
+            self._pacer.accepted(now)
             self._mind_strangers(seq, reply, age_s)
             return
         self._failures_in_a_row += 1
@@ -187,6 +184,12 @@ class Tracker:
             )
         elif reply.status != 429 and self._outage.failed(now):
             self._stop.request(NoSuccess(self._outage.limit_s, reply.reason))
+
+    def _mind_lapse(self, now: float) -> None:
+        left_s = self.polls.lapse_at(now) - now
+        if self.lapse_from is None and left_s < LAPSES_SOON_S:
+            self.lapse_from = time.time() + left_s
+            event("answers_lapse_soon", logging.WARNING, open=len(self), first_in_s=round(left_s))
 
     def _mind_strangers(self, seq: int, reply: PollReply, age_s: float) -> None:
         """Many operations unknown at once: wrong key or folder, and no reason to give any of them up."""

@@ -11,7 +11,6 @@ import pytest
 from batchrun import record
 from batchrun.record import MOVES, PollPolicy, State
 from batchrun.storage.jobdir import JobPaths
-from tests.docs import pace_simulation
 from tests.docs.pages import ROOT, table
 
 PAGE = ROOT / "docs" / "architecture.md"
@@ -70,7 +69,3 @@ def test_no_constant_of_the_pace_is_left_without_a_reason() -> None:
     constants = {f"pacing.{name}" for name in re.findall(r"^([A-Z_]+) = ", source, re.MULTILINE)} - {"pacing.HOUR_S"}
     policy = {f"record.PollPolicy.{name}" for name in PollPolicy.__slots__} - {"record.PollPolicy.retention_s"}
     assert constants | policy <= named
-
-
-def test_the_simulated_figures_are_those_of_the_simulation() -> None:
-    assert all(row in PACE.read_text("utf-8").splitlines() for row in pace_simulation.rows())

@@ -16,6 +16,7 @@ from batchrun.pacing import (
     HourWindow,
     Outage,
     Pacer,
+    Polls,
     backoff_s,
     with_jitter_s,
 )
@@ -89,7 +90,7 @@ def test_refusals_and_recovery_never_lead_over_the_rate(
         if number in refused_at:
             pacer.refused(taken[-1])
         elif number % 3:
-            pacer.accepted()
+            pacer.accepted(taken[-1])
         assert 0 < pacer.rate(taken[-1]) <= rate
     assert most_in_any(1.0, taken) <= -(-rate // 1)
 
@@ -202,7 +203,7 @@ def test_a_rate_that_was_slowed_is_kept_to() -> None:
     pacer = Pacer(9.0)
     for number in range(3):
         pacer.refused(START + number)
-    pacer.accepted()
+    pacer.accepted(START + 2)
     allowed = sum(pacer.rate(START + 2 + tenth / 10) / 10 for tenth in range(50))
     assert prompt_permits(pacer, 5.0, start=START + 2) == pytest.approx(allowed, abs=2)
 
@@ -252,7 +253,7 @@ def test_an_accepted_probe_ends_the_waiting() -> None:
     pacer = Pacer(9.0)
     now = refusals_in(pacer, 300.0)[-1] + 60.0
     pacer.take(now)
-    pacer.accepted()
+    pacer.accepted(now)
     assert pacer.wait_s(now + 0.2) <= 5.0
 
 
@@ -262,7 +263,7 @@ def test_refusals_with_acceptances_between_them_are_no_exhausted_quota() -> None
     while now < START + 300:
         now += max(0.0, pacer.wait_s(now))
         pacer.take(now)
-        pacer.accepted()
+        pacer.accepted(now)
         pacer.refused(now)
         assert pacer.wait_s(now) <= 5.0
 
@@ -278,6 +279,54 @@ def test_the_pacer_says_what_holds_it_back() -> None:
     permits(pacer, [0.0, 0.0], start=START + 300)
     assert pacer.limited_by(START + 301) == "hour"
     assert pacer.limited_by(START + 300 + HOUR_S + 2) == "rate"
+
+
+def test_a_refusal_among_acceptances_slows_to_just_under_what_was_accepted() -> None:
+    pacer = Pacer(250.0)
+    for number in range(200):
+        pacer.accepted(START + number / 250)
+    pacer.refused(START + 0.8)
+    assert pacer.rate(START + 0.8) == pytest.approx(196.0)
+    assert pacer.rate(START + 20.8) == pytest.approx(201.0)  # beyond what is known it creeps
+    assert pacer.rate(START + 300) == 250.0
+
+
+# --- the open operations ---
+
+DAY_S = 86_400.0
+
+
+def polls(read_rate: float, ages_s: Sequence[float]) -> Polls:
+    """So many operations, all due, of a service that keeps its answers for three days."""
+    return Polls(Pacer(read_rate), 3 * DAY_S, [(START, seq, "", START - age_s) for seq, age_s in enumerate(ages_s)])
+
+
+AT_RISK = {
+    "nothing is open": (40.0, [], True),
+    "5,000 young ones": (40.0, [60.0] * 5000, True),
+    "5,000 with two hours left": (40.0, [2.9 * DAY_S] * 5000, True),
+    "5,000 with eight minutes left": (40.0, [3 * DAY_S - 480.0] * 5000, False),
+    "one with a minute left among a thousand": (40.0, [60.0] * 1000 + [3 * DAY_S - 60.0], False),
+    "one that has lapsed already": (40.0, [60.0] * 1000 + [3 * DAY_S + 60.0], True),
+    "a poll in 100 s, 600 open": (0.01, [0.0] * 600, True),
+    "a poll in 100 s, 700 open": (0.01, [0.0] * 700, False),
+}
+
+
+@pytest.mark.parametrize(("read_rate", "ages_s", "has_time"), AT_RISK.values(), ids=AT_RISK)
+def test_one_more_is_sent_only_if_all_can_be_collected_in_time(
+    read_rate: float, ages_s: list[float], has_time: bool
+) -> None:
+    assert polls(read_rate, ages_s).has_time(START) is has_time
+
+
+def test_what_the_service_grants_counts_and_not_what_was_asked_for() -> None:
+    pacer = Pacer(40.0)
+    open_now = Polls(pacer, 3 * DAY_S, [(START, seq, "", START) for seq in range(700)])
+    for number in range(4):
+        pacer.accepted(START - 400.0 + 100.0 * number)
+    assert pacer.achieved(START) == pytest.approx(0.01)
+    assert not open_now.has_time(START)
 
 
 # --- backoff ---
