@@ -126,7 +126,7 @@ async def work(
                 submit_pacer,
                 outage,
                 config,
-                has_room=lambda: len(tracker) < MAX_OPEN and disk.has_room,
+                has_room=lambda: len(tracker) < MAX_OPEN and disk.has_room and tracker.polls.has_time(time.monotonic()),
                 accepted=tracker.add,
             )
             writer = Writer(source, storage, settings)

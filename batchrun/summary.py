@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from batchrun.errors import DECISION, BatchrunError
+from batchrun.providers.yandex import Yandex
 from batchrun.record import State
 from batchrun.storage.ledger import LAST_INSTANT, Ledger
 
-RETENTION_S = 3 * 24 * 3600
 NAMED = 20
 
 
@@ -98,7 +98,7 @@ def details(summary: Summary) -> list[str]:
     if summary.named:
         lines.append(f"possibly paid twice: {names_of(summary)}")
     if summary.counts[State.OPEN] and summary.oldest_open_at is not None:
-        until = datetime.fromtimestamp(summary.oldest_open_at + RETENTION_S)
+        until = datetime.fromtimestamp(summary.oldest_open_at + Yandex.retention_s)
         lines.append(f"the open ones go on without us; their answers are kept until {until:%d %b %H:%M}")
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from datetime import datetime
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
@@ -31,6 +32,8 @@ def show(config: JobConfig) -> job.Screen:
         submitted = bars.add_task("submitted", total=total, note="")
         finished = bars.add_task("finished", total=total, note="")
 
+        warned = False
+
         def draw(limit: str) -> None:
             done = _ended(progress)
             bars.update(submitted, completed=done + len(progress.tracker), note=limit)
@@ -42,6 +45,12 @@ def show(config: JobConfig) -> job.Screen:
             try:
                 while True:
                     draw(_limit(progress))
+                    if progress.tracker.lapse_from is not None and not warned:
+                        warned = True
+                        when = datetime.fromtimestamp(progress.tracker.lapse_from)
+                        console.print(
+                            f"open answers lapse from {when:%d %b %H:%M}; let this run go on", highlight=False
+                        )
                     bars.refresh()
                     await asyncio.sleep(REFRESH_S)
             finally:

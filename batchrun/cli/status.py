@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import time
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -14,10 +15,11 @@ import click
 from batchrun.cli import PATH, SETTINGS
 from batchrun.errors import BUG, CREDENTIALS, DISK, INPUT, USAGE, UsageProblem
 from batchrun.log import redact
+from batchrun.providers.yandex import Yandex
 from batchrun.record import Settings, State
 from batchrun.storage.jobdir import JobPaths, is_locked
 from batchrun.storage.ledger import Ledger, Run
-from batchrun.summary import RETENTION_S, Summary, age, names_of, summarize
+from batchrun.summary import Summary, age, names_of, summarize
 
 STATE_DIR = click.option(
     "--state-dir", type=PATH, metavar="DIR", help="where the job's ledger is, if not beside OUTPUT"
@@ -108,7 +110,9 @@ def _open_until(summary: Summary) -> str:
     oldest = summary.oldest_open_at
     if oldest is None:
         return ""
-    return f"oldest {age(oldest)} · answers lapse from {datetime.fromtimestamp(oldest + RETENTION_S):%d %b %H:%M}"
+    until = oldest + Yandex.retention_s
+    safe = "answers safe until" if until > time.time() else "answers lapse since"
+    return f"oldest {age(oldest)} · {safe} {datetime.fromtimestamp(until):%d %b %H:%M}"
 
 
 def _next(summary: Summary, last: Run | None, input_path: Path, paths: JobPaths, *, running: bool) -> str:

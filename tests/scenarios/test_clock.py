@@ -115,6 +115,26 @@ def test_after_three_days_the_service_says_which_answers_are_gone(bench: Bench, 
     bench.check()
 
 
+def test_nothing_is_sent_while_answers_are_at_risk_and_the_log_warns(bench: Bench, clock: Clock) -> None:
+    """Fails if the job does not ask ``Polls.has_time``: one answer has 100 s left, and a poll takes 20 s."""
+    bench.records("old")
+    bench.emulator.change(rules=rules(old={"stuck": 1}))
+    bench.kill_once("--rps", "500", open=1)
+    clock.jump(wall=3 * DAY_S - 100)
+    bench.append("new")
+    running = bench.start("--read-rps", "0.05", "--log-file", "run.log", program=clock.program)
+    wait_until(lambda: bench.emulator.count("polls_running") > 0, "the old one is asked for", while_alive=running)
+    skip(clock, 60, running)
+    assert bench.emulator.submissions == {"old": 1}
+    bench.expect("old", retention=0)
+    clock.let_pass(3600)
+    assert running.wait().exit_code == 4
+    assert bench.log().count("answers_lapse_soon") == 1
+    assert bench.emulator.submissions == {"old": 1, "new": 1}
+    assert bench.states() == {"expired": 1, "done": 1}
+    bench.check()
+
+
 # --- trouble that lasts ---
 
 

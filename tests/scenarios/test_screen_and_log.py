@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import signal
 from typing import Any
 
 import pytest
@@ -45,6 +46,26 @@ def test_on_a_terminal_the_run_shows_its_progress(bench: Bench) -> None:
     assert KEY not in shown
     assert bench.cloud_folder not in shown
     bench.check()
+
+
+def test_a_terminal_is_told_once_when_answers_are_about_to_lapse(bench: Bench) -> None:
+    """Fails if the screen does not look at ``lapse_from``, or says it with each refresh."""
+    bench.records("old")
+    bench.emulator.change(stuck=1)
+    bench.kill_once(open=1)
+    with bench.ledger(write=True) as connection:
+        connection.execute("UPDATE record SET submitted_at = submitted_at - 61 * 3600")
+    here, there = pty.openpty()
+    running = bench.spawn(*bench.command(), env={**bench.environment, "TERM": "xterm"}, shown_on=there)
+    os.close(there)
+    shown = b""
+    while b"let this run go on" not in shown:
+        shown += os.read(here, 4096)
+    running.signal(signal.SIGTERM)
+    after = _read_to_the_end(here)
+    assert running.wait().exit_code == 143
+    assert re.search(rb"open answers lapse from \d\d \w{3} \d\d:\d\d; let this run go on", shown)
+    assert "let this run go on" not in after
 
 
 def _read_to_the_end(terminal: int) -> str:
