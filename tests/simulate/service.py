@@ -15,7 +15,7 @@ from functools import partial
 
 from batchrun.config import DEFAULT_CONCURRENCY, DEFAULT_READ_RPS, DEFAULT_RPH, DEFAULT_RPS
 from batchrun.job import MAX_OPEN
-from batchrun.pacing import HOUR_S, LAPSES_SOON_S, Due, Gate, HourWindow, Pacer, Polls, submit_wait_s
+from batchrun.pacing import FULL_POLL_S, HOUR_S, LAPSES_SOON_S, Due, Gate, HourWindow, Pacer, Polls, submit_wait_s
 from batchrun.record import PollPolicy
 
 TRANSIT_S = 0.05
@@ -117,7 +117,6 @@ class Seen:
     collected_at: float = 0.0
     at_risk: int = 0
     lost: int = 0
-    held_s: float = 0.0
 
 
 class Job:
@@ -173,9 +172,8 @@ class Run:
         while not self.is_over and not self.first_look and self.job.left and self.posting < self.workers:
             wait_s = submit_wait_s(now, self.pacer, self.gate, self.has_room)
             if wait_s > 0:
-                is_full = self.pacer.wait_s(now) <= 0 and not self.has_room()
-                self.seen.held_s += FULL_S * is_full
-                return self._wake("submit_timer", now + (FULL_S if is_full else wait_s), self.submit_turn)
+                wait_s = FULL_S if wait_s == FULL_POLL_S else wait_s
+                return self._wake("submit_timer", now + wait_s, self.submit_turn)
             self.pacer.take(now)
             self.posting += 1
             self.job.left -= 1
