@@ -133,7 +133,7 @@ class Submitter:
         return False
 
     async def _post_now(self, record: Record, body: bytes) -> tuple[int, SubmitReply]:
-        request_id = str(uuid.uuid4())
+        request_id = str(uuid.UUID(int=random.getrandbits(128), version=4))
         seq = await self._storage.do(Ledger.record_intent, record, request_id, time.time())
         self._backlog.has_row(record)
         if self._first_post:

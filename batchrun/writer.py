@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
@@ -20,13 +20,14 @@ from batchrun.check import Source
 from batchrun.inputs import Parsed
 from batchrun.lines import MAX_LINE_BYTES, BadLine, digest
 from batchrun.log import event
-from batchrun.record import Prompt, Settings
+from batchrun.record import Prompt, Settings, Usage
 from batchrun.storage.jobdir import JobPaths
 from batchrun.storage.ledger import Ledger, Row
 from batchrun.storage.results import full_disk, sync, sync_directory, write_at
 from batchrun.storage.thread import Line, Storage
 from batchrun.tracker import Answered
 
+USAGE = [field.name for field in fields(Usage)]
 _LINE_ENDS = ((b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"), (b"\xc2\x85", rb"\u0085"))
 """Characters that some readers take for a line end: a result must stay one line for them too."""
 
@@ -67,7 +68,7 @@ def result_of(answered: Answered, row: Row, parsed: Parsed | None, settings: Set
         "finish_reason": answer.finish_reason,
         "model": _model(parsed.prompt if parsed else None, settings),
         "model_version": answer.model_version,
-        "usage": asdict(answer.usage),
+        "usage": {name: getattr(answer.usage, name) for name in USAGE},
         "meta": parsed.meta if parsed else None,
         "operation_id": answered.operation_id,
         "provider": settings.provider,
@@ -172,7 +173,7 @@ def failure_of(row: Row, source: Source) -> dict[str, Any]:
         "maybe_paid": row.history.maybe_paid,
         "text": None,
         "finish_reason": failure.finish_reason,
-        "usage": asdict(failure.usage),
+        "usage": {name: getattr(failure.usage, name) for name in USAGE},
         "error": {
             "kind": failure.kind,
             "code": failure.code,

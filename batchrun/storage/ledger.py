@@ -8,6 +8,7 @@ import re
 import sqlite3
 import stat
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -114,7 +115,8 @@ class Row:
 
 
 def _row(raw: sqlite3.Row) -> Row:
-    if raw["length"] > MAX_LINE_BYTES or max(raw[field.name] for field in fields(History)) >= MANY:
+    history = raw["attempt"], raw["lost_replies"], raw["maybe_paid"], raw["failed_operations"]
+    if raw["length"] > MAX_LINE_BYTES or max(history) >= MANY:
         raise ValueError("no record")
     return Row(
         seq=raw["seq"],
@@ -122,7 +124,7 @@ def _row(raw: sqlite3.Row) -> Row:
         id=_id(raw["id"]),
         digest=raw["digest"],
         state=State(raw["state"]),
-        history=History(*(raw[field.name] for field in fields(History))),
+        history=History(*history),
         operation_id=raw["operation_id"],
         submitted_at=_instant(raw["submitted_at"]),
         finished_at=_instant(raw["finished_at"]),
@@ -339,6 +341,11 @@ class Ledger:
         if self.execute(query, **values).rowcount != 1:
             raise StateConflict(f"{query}: record {values.get('seq')} is not where it should be")
 
+    def _change_each(self, query: str, batch: Sequence[Sequence[Any]]) -> None:
+        """Run a named statement for a batch, in one step: each step hands the interpreter to the other threads."""
+        if batch and self.execute(query, batch=orjson.dumps(batch).decode()).rowcount != len(batch):
+            raise StateConflict(f"{query}: not all of {[each[0] for each in batch]} are where they should be")
+
     # --- the job and its runs ---
 
     def job(self) -> Job:
@@ -395,27 +402,50 @@ class Ledger:
 
     # --- one record's way ---
 
+    def record_intents(self, asked: Sequence[tuple[Record, str, float]]) -> list[int]:
+        """NEW -> INTENT for (record, request ID, now) of each, durable before its POST. Returns the rows' ``seq``."""
+        seq, seqs, first, again = self.fetch("last_seq")[0][0], [], [], []
+        for record, request_id, now in asked:
+            id_json = None if record.id is None else json.dumps(record.id)
+            if record.seq is None:
+                seq += 1
+                place = record.place
+                first.append((seq, place.line, place.offset, place.length, id_json, record.digest, request_id, now))
+            else:
+                again.append((record.seq, id_json, request_id, now))
+            seqs.append(seq if record.seq is None else record.seq)
+        if first:
+            with self._translated():
+                self.connection.executemany(QUERIES["insert_intent"], first)
+        self._change_each("renew_intents", again)
+        for second, posts in Counter(int(now) for _, _, now in asked).items():
+            self.execute("count_submissions", second=second, posts=posts)
+        return seqs
+
     def record_intent(self, record: Record, request_id: str, now: float) -> int:
-        """NEW -> INTENT, durable before the POST. Returns the row's ``seq``."""
-        id_json = None if record.id is None else json.dumps(record.id)
-        if record.seq is not None:
-            self._expect_row("renew_intent", seq=record.seq, id=id_json, request_id=request_id, now=now)
-            return record.seq
-        place = asdict(record.place)
-        inserted = self.execute(
-            "insert_intent", **place, id=id_json, digest=record.digest, request_id=request_id, now=now
-        )
-        assert inserted.lastrowid is not None
-        return inserted.lastrowid
+        """The same for one."""
+        return self.record_intents([(record, request_id, now)])[0]
+
+    def record_operations(self, accepted: Sequence[tuple[int, str, float]]) -> list[bool]:
+        """INTENT -> OPEN for (seq, operation ID, now) of each.
+
+        False, and the record HELD, where another record, or an earlier sending of this one, has the operation already.
+        """
+        new = {raw[0] for raw in self.fetch("insert_operations", batch=orjson.dumps(accepted).decode())}
+        is_new = []
+        for _, operation_id, _ in accepted:
+            is_new.append(operation_id in new)
+            new.discard(operation_id)  # the first of a batch has it
+        self._change_each("record_operations", [each for each, ours in zip(accepted, is_new, strict=True) if ours])
+        for (seq, _, now), ours in zip(accepted, is_new, strict=True):
+            if not ours:
+                failure = Failure("held", "the service gave it the operation of another record")
+                self.move(seq, State.INTENT, Move(State.HELD, failure=failure), now)
+        return is_new
 
     def record_operation(self, seq: int, operation_id: str, now: float) -> bool:
-        """INTENT -> OPEN. False, and the record HELD, if another record has this operation already."""
-        if self.execute("insert_operation", operation_id=operation_id, seq=seq, now=now).rowcount != 1:
-            failure = Failure("held", "the service gave it the operation of another record")
-            self.move(seq, State.INTENT, Move(State.HELD, failure=failure), now)
-            return False
-        self._expect_row("record_operation", seq=seq, operation_id=operation_id, now=now)
-        return True
+        """The same for one."""
+        return self.record_operations([(seq, operation_id, now)])[0]
 
     def move(self, seq: int, origin: State, move: Move, now: float) -> None:
         """Any move that is neither an acceptance nor a written result."""
@@ -438,17 +468,17 @@ class Ledger:
         """NEW -> FAILED for a line that is no record."""
         self.execute("refuse_line", **asdict(place), digest=digest, error=_dump(failure), now=now)
 
+    def record_all_done(self, done: Sequence[tuple[int, str, Written, Usage, float]]) -> None:
+        """OPEN -> DONE for (seq, operation ID, place, usage, now) of each; the lines are fsynced."""
+        rows = [
+            (seq, operation_id, now, usage.input_tokens, usage.output_tokens, at.offset, at.length, at.crc32)
+            for seq, operation_id, at, usage, now in done
+        ]
+        self._change_each("record_all_done", rows)
+
     def record_done(self, seq: int, operation_id: str, written: Written, usage: Usage, now: float) -> None:
-        """OPEN -> DONE: its line is in the output and fsynced."""
-        self._expect_row(
-            "record_done",
-            seq=seq,
-            operation_id=operation_id,
-            now=now,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            **asdict(written),
-        )
+        """The same for one."""
+        self.record_all_done([(seq, operation_id, written, usage, now)])
 
     def forget_bad_lines(self) -> None:
         """Delete the rows of bad lines, before the input is compared with the rest."""

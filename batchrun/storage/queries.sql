@@ -23,19 +23,28 @@ SELECT * FROM run
  ORDER BY run_id DESC
  LIMIT 1;
 
+-- name: last_seq
+SELECT coalesce(max(seq), 0) FROM record;
+
 -- name: insert_intent
 -- The first sending of a record: its row begins here.
-INSERT INTO record (line, offset, length, id, digest, state, request_id, submitted_at)
-VALUES (:line, :offset, :length, :id, :digest, 'intent', :request_id, :now);
+INSERT INTO record (seq, line, offset, length, id, digest, state, request_id, submitted_at)
+VALUES (?, ?, ?, ?, ?, ?, 'intent', ?, ?);
 
--- name: renew_intent
+-- name: renew_intents
 UPDATE record
    SET state        = 'intent',
-       id           = :id,
-       request_id   = :request_id,
-       submitted_at = :now
- WHERE seq   = :seq
+       id           = json_extract(value, '$[1]'),
+       request_id   = json_extract(value, '$[2]'),
+       submitted_at = json_extract(value, '$[3]')
+  FROM json_each(:batch)
+ WHERE seq   = json_extract(value, '$[0]')
    AND state = 'new';
+
+-- name: count_submissions
+INSERT INTO submission (at_s, posts)
+VALUES (:second, :posts)
+ON CONFLICT (at_s) DO UPDATE SET posts = posts + excluded.posts;
 
 -- name: forget_submissions
 -- Those of a clock that was far ahead go as well: they would stand in the way for as long as it was wrong.
@@ -48,19 +57,24 @@ SELECT at_s, posts FROM submission
  WHERE at_s >= :since
  ORDER BY at_s;
 
--- name: record_operation
--- The provider accepted the record. No row changed means another run moved it: stop.
+-- name: record_operations
+-- The provider accepted the records. A row that is not changed means that another run moved it: stop.
 UPDATE record
    SET state        = 'open',
-       operation_id = :operation_id,
-       submitted_at = :now
- WHERE seq   = :seq
+       operation_id = json_extract(value, '$[1]'),
+       submitted_at = json_extract(value, '$[2]')
+  FROM json_each(:batch)
+ WHERE seq   = json_extract(value, '$[0]')
    AND state = 'intent';
 
--- name: insert_operation
-INSERT INTO operation (operation_id, seq, accepted_at)
-VALUES (:operation_id, :seq, :now)
-ON CONFLICT DO NOTHING;
+-- name: insert_operations
+-- One ID twice would mean one answer for two records: only the IDs that are new come back.
+INSERT INTO operation (seq, operation_id, accepted_at)
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]')
+  FROM json_each(:batch)
+ WHERE true
+ON CONFLICT DO NOTHING
+RETURNING operation_id;
 
 -- name: move
 -- Any move that is not an acceptance and not a written result.
@@ -92,19 +106,20 @@ UPDATE record
 INSERT INTO record (line, offset, length, digest, state, finished_at, error)
 VALUES (:line, :offset, :length, :digest, 'failed', :now, :error);
 
--- name: record_done
--- The line is in the output and fsynced. No row changed means another run moved it: stop.
+-- name: record_all_done
+-- The lines are in the output and fsynced. A row that is not changed means that another run moved it: stop.
 UPDATE record
    SET state         = 'done',
-       finished_at   = :now,
-       input_tokens  = :input_tokens,
-       output_tokens = :output_tokens,
-       out_offset    = :offset,
-       out_length    = :length,
-       out_crc32     = :crc32
- WHERE seq          = :seq
+       finished_at   = json_extract(value, '$[2]'),
+       input_tokens  = json_extract(value, '$[3]'),
+       output_tokens = json_extract(value, '$[4]'),
+       out_offset    = json_extract(value, '$[5]'),
+       out_length    = json_extract(value, '$[6]'),
+       out_crc32     = json_extract(value, '$[7]')
+  FROM json_each(:batch)
+ WHERE seq          = json_extract(value, '$[0]')
    AND state        = 'open'
-   AND operation_id = :operation_id;
+   AND operation_id = json_extract(value, '$[1]');
 
 -- name: save_out_committed
 UPDATE job

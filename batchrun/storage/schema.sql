@@ -77,19 +77,3 @@ CREATE TABLE submission (
     at_s  INTEGER PRIMARY KEY,
     posts INTEGER NOT NULL CHECK (posts > 0)
 ) STRICT;
-
-CREATE TRIGGER count_first_submission
-AFTER INSERT ON record WHEN new.state = 'intent'
-BEGIN
-    INSERT INTO submission (at_s, posts)
-    VALUES (CAST(new.submitted_at AS INTEGER), 1)
-    ON CONFLICT (at_s) DO UPDATE SET posts = posts + 1;
-END;
-
-CREATE TRIGGER count_next_submission
-AFTER UPDATE OF state ON record WHEN new.state = 'intent'
-BEGIN
-    INSERT INTO submission (at_s, posts)
-    VALUES (CAST(new.submitted_at AS INTEGER), 1)
-    ON CONFLICT (at_s) DO UPDATE SET posts = posts + 1;
-END;

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from batchrun.record import Usage
@@ -33,15 +34,18 @@ class Line:
     finished_at: float
 
 
+def _lines(ledger: Ledger, *lines: Line) -> None:
+    """The step of lines: they are appended before the transaction begins, and DONE at its end."""
+
+
 class _Request:
     """Something the thread is asked to do, and the future that waits for it to be durable."""
 
-    __slots__ = ("act", "future", "lines", "urgent", "value")
+    __slots__ = ("future", "given", "step", "value")
 
-    def __init__(self, act: Callable[[Ledger], Any], lines: Sequence[Line], *, urgent: bool) -> None:
-        self.act = act
-        self.lines = lines
-        self.urgent = urgent
+    def __init__(self, step: Callable[..., Any], given: tuple[Any, ...]) -> None:
+        self.step = step
+        self.given = given
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.value: Any = None
 
@@ -63,15 +67,15 @@ class Storage:
 
     def do(self, step: Callable[Concatenate[Ledger, P], T], *args: P.args, **named: P.kwargs) -> asyncio.Future[T]:
         """Run one method of the ledger in the next transaction: ``await storage.do(Ledger.row, 17)``."""
-        return self._ask(_Request(lambda ledger: step(ledger, *args, **named), (), urgent=False))
+        return self._ask(_Request(partial(step, **named) if named else step, args))
 
     def record_operation(self, seq: int, operation_id: str, now: float) -> asyncio.Future[bool]:
         """``Ledger.record_operation`` ahead of all else: an ID that is not on disk is money lost."""
-        return self._ask(_Request(lambda ledger: ledger.record_operation(seq, operation_id, now), (), urgent=True))
+        return self._ask(_Request(Ledger.record_operation, (seq, operation_id, now)))
 
     def write_lines(self, lines: Sequence[Line]) -> asyncio.Future[None]:
         """Append the lines, sync them, and make their records DONE."""
-        return self._ask(_Request(lambda _: None, lines, urgent=False))
+        return self._ask(_Request(_lines, tuple(lines)))
 
     def close(self) -> None:
         """Finish what has arrived and stop the thread. Ledger and output stay open."""
@@ -106,17 +110,26 @@ class Storage:
         return batch, False
 
     def _commit(self, batch: list[_Request]) -> None:
-        urgent = [request for request in batch if request.urgent]
-        others = [request for request in batch if not request.urgent]
+        """Operation IDs go first. What many ask alike is one statement: each statement makes the event loop wait."""
+        asked: dict[Any, list[_Request]] = {Ledger.record_operation: [], Ledger.record_intent: [], None: []}
+        lines: list[Line] = []
+        for request in batch:
+            asked[request.step if request.step in asked else None].append(request)
+            if request.step is _lines:
+                lines += request.given
+        urgent, intents, others = asked.values()
         try:
-            lines = [line for request in others for line in request.lines]
             places = self._append(lines)
             with self._ledger.transaction():
-                for request in urgent + others:
-                    request.value = request.act(self._ledger)
-                for line, written in zip(lines, places, strict=True):
-                    self._ledger.record_done(line.seq, line.operation_id, written, line.usage, line.finished_at)
+                _answer_all(urgent, self._ledger.record_operations)
+                _answer_all(intents, self._ledger.record_intents)
+                for request in others:
+                    request.value = request.step(self._ledger, *request.given)
                 if lines:
+                    done = zip(lines, places, strict=True)
+                    self._ledger.record_all_done(
+                        [(a.seq, a.operation_id, at, a.usage, a.finished_at) for a, at in done]
+                    )
                     self._ledger.save_out_committed(self._results.end, lines[-1].seq)
         except BaseException as failure:
             self._failure = failure
@@ -137,10 +150,16 @@ class Storage:
         """
         for request in urgent:
             with suppress(Exception), self._ledger.transaction():
-                request.act(self._ledger)
+                self._ledger.record_operation(*request.given)
 
     def _answer(self, batch: list[_Request]) -> None:
         self._loop.call_soon_threadsafe(_resolve, batch, self._failure)
+
+
+def _answer_all(requests: list[_Request], step: Callable[[list[Any]], list[Any]]) -> None:
+    if requests:
+        for request, value in zip(requests, step([request.given for request in requests]), strict=True):
+            request.value = value
 
 
 def _resolve(batch: list[_Request], failure: BaseException | None) -> None:

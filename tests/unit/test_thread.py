@@ -33,13 +33,13 @@ class NotedLedger(Ledger):
             yield
         self.notes.append("committed")
 
-    def record_operation(self, seq: int, operation_id: str, now: float) -> bool:
-        self.notes.append(f"operation {seq}")
-        return super().record_operation(seq, operation_id, now)
+    def record_operations(self, accepted: Sequence[tuple[int, str, float]]) -> list[bool]:
+        self.notes += [f"operation {seq}" for seq, _, _ in accepted]
+        return super().record_operations(accepted)
 
-    def record_done(self, seq: int, operation_id: str, written: Written, usage: Usage, now: float) -> None:
-        self.notes.append(f"done {seq}")
-        super().record_done(seq, operation_id, written, usage, now)
+    def record_all_done(self, done: Sequence[tuple[int, str, Written, Usage, float]]) -> None:
+        self.notes += [f"done {each[0]}" for each in done]
+        super().record_all_done(done)
 
 
 class NotedResults(Results):
