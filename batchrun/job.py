@@ -16,6 +16,7 @@ from batchrun.errors import DISK, BatchrunError, DiskProblem, Interrupted
 from batchrun.log import event
 from batchrun.pacing import HOUR_S, HourWindow, Outage, Pacer
 from batchrun.providers.base import Provider
+from batchrun.providers.instruct import Instruct
 from batchrun.providers.yandex import Credentials, Yandex, credentials_from
 from batchrun.reader import Backlog, Reader
 from batchrun.record import Record
@@ -181,8 +182,9 @@ async def end_well(
 @asynccontextmanager
 async def open_provider(config: JobConfig, environ: Mapping[str, str]) -> AsyncIterator[Provider]:
     """The service that was asked for; ``emulator`` is started in this process, and keeps its operations in a file."""
-    connect = partial(Yandex, submit_workers=config.concurrency, poll_workers=2 * config.concurrency)
-    if config.settings.provider == "yandex":
+    service = Instruct if config.settings.provider == "yandex-instruct" else Yandex
+    connect = partial(service, submit_workers=config.concurrency, poll_workers=2 * config.concurrency)
+    if config.settings.provider != "emulator":
         async with connect(credentials_from(environ), endpoint=config.endpoint) as provider:
             yield provider
         return

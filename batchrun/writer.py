@@ -111,7 +111,7 @@ def _model(prompt: Prompt | None, settings: Settings) -> str:
     named = settings.model
     if prompt is not None:
         body = prompt.body or {}
-        named = prompt.model or body.get("modelUri") or body.get("model_uri") or named
+        named = prompt.model or body.get("modelUri") or body.get("model_uri") or body.get("model") or named
     return re.sub(r"^gpt://[^/]*/", "", named)
 
 

@@ -106,13 +106,13 @@ option = partial(click.option, cls=Option)
     type=click.Choice([*defaults.MODELS]),
     default="yandex",
     metavar="NAME",
-    help="yandex, or emulator: a local one that invents answers",
+    help="yandex, yandex-instruct (its older API), or emulator: a local one that invents answers",
 )
 @option(
     "-m",
     "--model",
     metavar="NAME",
-    show_default=defaults.DEFAULT_MODEL,
+    show_default=f"{defaults.DEFAULT_MODEL}; general with yandex-instruct",
     help="model, short or as gpt://FOLDER/NAME",
 )
 @option("-s", "--system", metavar="TEXT|@FILE", help="system message put before each prompt that has none")

@@ -36,10 +36,8 @@ from batchrun.record import (
 )
 from batchrun.redact import Redactor
 
-SUBMIT_HOST = "https://ai.api.cloud.yandex.net"
 OPERATION_HOST = "https://operation.api.cloud.yandex.net"
 MAX_TOKENS = 1 << 40  # more than any answer has: a number above it is nonsense
-SUBMIT_PATH = "/foundationModels/v1/completionAsync"
 
 OPERATION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _FOLDER = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -106,6 +104,9 @@ class Yandex:
     """
 
     retention_s = 3 * 24 * 3600.0
+    host = "https://ai.api.cloud.yandex.net"
+    path = "/foundationModels/v1/completionAsync"
+    options = ("completionOptions", "completion_options")
 
     def __init__(
         self,
@@ -118,7 +119,7 @@ class Yandex:
     ) -> None:
         self.name = name
         base = None if endpoint is None else check_endpoint(endpoint)
-        self._submit_url = f"{SUBMIT_HOST if base is None else base}{SUBMIT_PATH}"
+        self._submit_url = f"{self.host if base is None else base}{self.path}"
         self._operations_url = f"{OPERATION_HOST if base is None else base}/operations"
         self._folder = credentials.folder
         self._redact = Redactor(credentials.secrets)
@@ -138,24 +139,28 @@ class Yandex:
 
     def build(self, prompt: Prompt, settings: Settings) -> bytes:
         """The request body: what the record says, then what it leaves open from the settings."""
-        body: JsonObject = {} if prompt.body is None else dict(prompt.body)
-        if prompt.body is None:
-            body["messages"] = [{"role": "user", "text": prompt.text}]
+        wanted = {
+            name: getattr(settings, name) if (own := getattr(prompt, name)) is None else own
+            for name in ("model", "system", "temperature", "max_tokens")
+        }
+        body = self._body_of(prompt.text) if prompt.body is None else dict(prompt.body)
+        self._fill(body, wanted["model"], wanted["system"])
+        _fill_options(body, self.options, wanted["temperature"], wanted["max_tokens"])
+        return orjson.dumps(body)
+
+    def _body_of(self, text: str | None) -> JsonObject:
+        return {"messages": [{"role": "user", "text": text}]}
+
+    def _fill(self, body: JsonObject, model: str, system: str | None) -> None:
         if not body.get("modelUri") and not body.get("model_uri"):
-            body["modelUri"] = self._model_uri(settings.model if prompt.model is None else prompt.model)
-        _fill_options(body, prompt, settings)
-        system = settings.system if prompt.system is None else prompt.system
+            body["modelUri"] = model if "://" in model else f"gpt://{self._folder}/{model}"
         messages = body.get("messages")
         if system and messages and isinstance(messages, list) and not any(map(_is_system, messages)):
             body["messages"] = [{"role": "system", "text": system}, *messages]
-        return orjson.dumps(body)
 
     def read(self, body: bytes) -> PollReply:
         """What an operation says of itself. ``null``, missing and default mean the same everywhere."""
         return self._read_operation(_parse(body))
-
-    def _model_uri(self, model: str) -> str:
-        return model if "://" in model else f"gpt://{self._folder}/{model}"
 
     def _read_operation(self, operation: Any) -> PollReply:
         match operation:
@@ -178,9 +183,11 @@ class Yandex:
     def _read_response(self, response: JsonObject) -> PollReply:
         match response.get("alternatives"):
             case [dict() as alternative, *_]:
-                pass
+                return self._read_alternative(alternative, response)
             case _:
                 return Malformed("finished without an answer in it")
+
+    def _read_alternative(self, alternative: JsonObject, response: JsonObject) -> PollReply:
         message = alternative.get("message") or {}
         usage = _usage(response.get("usage"))
         status = self._status(alternative.get("status"))
@@ -302,11 +309,9 @@ def _plain(body: bytes) -> str:
     return _HTML if text.startswith("<") else text
 
 
-def _fill_options(body: JsonObject, prompt: Prompt, settings: Settings) -> None:
+def _fill_options(body: JsonObject, names: tuple[str, str], temperature: float | None, max_tokens: int | None) -> None:
     """Temperature and length limit, where the body has none under either spelling."""
-    temperature = settings.temperature if prompt.temperature is None else prompt.temperature
-    max_tokens = settings.max_tokens if prompt.max_tokens is None else prompt.max_tokens
-    where = "completionOptions" if body.get("completion_options") is None else "completion_options"
+    where = names[body.get(names[1]) is not None]
     given = body.get(where)
     options = {} if given is None else given
     if not isinstance(options, dict):
@@ -337,14 +342,15 @@ def _usage(usage: Any) -> Usage:
         return Usage()
     details = usage.get("completionTokensDetails")
     return Usage(
-        input_tokens=_count(usage.get("inputTextTokens")),
-        output_tokens=_count(usage.get("completionTokens")),
-        reasoning_tokens=_count(details.get("reasoningTokens")) if isinstance(details, dict) else None,
-        total_tokens=_count(usage.get("totalTokens")),
+        input_tokens=count(usage.get("inputTextTokens")),
+        output_tokens=count(usage.get("completionTokens")),
+        reasoning_tokens=count(details.get("reasoningTokens")) if isinstance(details, dict) else None,
+        total_tokens=count(usage.get("totalTokens")),
     )
 
 
-def _count(value: Any) -> int | None:
+def count(value: Any) -> int | None:
+    """A number of tokens; ``None`` for what cannot be one."""
     number = 0 if value is None else _integer(value)
     return number if number is not None and 0 <= number <= MAX_TOKENS else None
 
