@@ -16,8 +16,9 @@ import orjson
 
 from batchrun.check import Source
 from batchrun.errors import InputProblem
+from batchrun.providers.instruct import INSTRUCTIONS
 from batchrun.providers.yandex import Credentials, Yandex
-from batchrun.record import JsonObject, Settings, State
+from batchrun.record import JsonObject, Prompt, Settings, State
 from batchrun.storage.ledger import Ledger, Row
 from batchrun.storage.results import MAX_LINE_BYTES, full_disk, sync, sync_directory
 from batchrun.writer import failure_of, one_line, read_again
@@ -102,10 +103,20 @@ class Export:
         if parsed is None:
             remedy = "put it back as it was: yandex-dataset takes the requests from it"
             raise InputProblem(f"{self.source.path}:{row.place.line}: changed since it was sent", remedy=remedy)
-        messages = orjson.loads(_SERVICE.build(parsed.prompt, self.settings))["messages"]
+        messages = messages_of(parsed.prompt, self.settings)
         request = [{"role": message["role"], "text": message.get("text")} for message in messages]
         has_place = found["text"] is not None and all(message["text"] is not None for message in request)
         return one_line({"request": request, "response": found["text"]}) if has_place else b""
+
+
+def messages_of(prompt: Prompt, settings: Settings) -> list[JsonObject]:
+    """The messages of a request, the system message included; the older API's request has two of another name."""
+    body = prompt.body or {}
+    if text := body.get("requestText") or body.get("request_text"):
+        given = (body.get(name) for name in INSTRUCTIONS)
+        prompt = Prompt(text, system=next((each for each in given if each is not None), None))
+    messages: list[JsonObject] = orjson.loads(_SERVICE.build(prompt, settings))["messages"]
+    return messages
 
 
 def _openai(row: Row, found: JsonObject) -> JsonObject:

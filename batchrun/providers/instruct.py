@@ -7,7 +7,7 @@ from typing import Any
 from batchrun.providers.yandex import Yandex, count
 from batchrun.record import Answer, Finished, JsonObject, Malformed, PollReply, Usage
 
-_INSTRUCTIONS = ("instructionText", "instruction_text", "instructionUri", "instruction_uri")
+INSTRUCTIONS = ("instructionText", "instruction_text", "instructionUri", "instruction_uri")
 
 
 class Instruct(Yandex):
@@ -23,7 +23,7 @@ class Instruct(Yandex):
     def _fill(self, body: JsonObject, model: str, system: str | None) -> None:
         if not body.get("model"):
             body["model"] = model
-        if system and all(body.get(name) is None for name in _INSTRUCTIONS):
+        if system and all(body.get(name) is None for name in INSTRUCTIONS):
             body["instructionText"] = system
 
     def _read_alternative(self, alternative: JsonObject, response: JsonObject) -> PollReply:

@@ -9,6 +9,7 @@ import os
 import resource
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from click.testing import CliRunner, Result
 from batchrun.check import Source
 from batchrun.cli.export import export
 from batchrun.errors import BatchrunError
-from batchrun.export import CSV_COLUMNS, FORMATS, Export
+from batchrun.export import CSV_COLUMNS, FORMATS, Export, messages_of
 from batchrun.inputs import parse
 from batchrun.lines import digest
 from batchrun.record import Answer, Failure, Move, Place, Prompt, Record, Settings, State, Usage
@@ -248,6 +249,20 @@ def test_a_dataset_holds_the_messages_as_they_were_sent_and_the_answer(shelf: Sh
             "response": "four\r\nlines",
         },
     ]
+
+
+OLDER = {
+    "the settings' instruction": ({"requestText": "x"}, ["Be brief.", "x"]),
+    "one of its own": ({"request_text": "x", "instruction_text": "Rhyme."}, ["Rhyme.", "x"]),
+    "none": ({"requestText": "x", "instructionText": ""}, ["x"]),
+}
+
+
+@pytest.mark.parametrize(("body", "texts"), OLDER.values(), ids=OLDER)
+def test_an_instruction_and_its_request_are_messages_too(body: dict[str, Any], texts: list[str]) -> None:
+    messages = messages_of(Prompt(None, body), replace(SETTINGS, provider="yandex-instruct"))
+    assert [message["text"] for message in messages] == texts
+    assert [message["role"] for message in messages] == ["system", "user"][-len(texts) :]
 
 
 def test_csv_has_a_row_for_each_answer_that_every_reader_reads(shelf: Shelf) -> None:
