@@ -73,7 +73,7 @@ class Client:
         posts, polls = DEFAULT_CONCURRENCY, 2 * DEFAULT_CONCURRENCY
         self._yandex = Yandex(credentials_from(environ), endpoint=url, submit_workers=posts, poll_workers=polls)
         name = (environ.get("BATCHRUN_MODEL") or DEFAULT_MODEL) if model is None else model
-        self._settings = record.Settings(self._yandex.name, name)
+        self._settings = record.Settings("yandex", name)
         self._is_open = False
 
     async def __aenter__(self) -> Self:

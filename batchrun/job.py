@@ -198,7 +198,7 @@ async def open_provider(config: JobConfig, environ: Mapping[str, str]) -> AsyncI
         raise DiskProblem(f"the emulator cannot start: {error}", remedy="see to its file, or --new-run") from error
     async with (
         started as server,
-        connect(nobody, endpoint=server.url, name="emulator") as provider,
+        connect(nobody, endpoint=server.url) as provider,
     ):
         yield provider
 

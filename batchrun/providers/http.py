@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
-from importlib import metadata
 from ipaddress import ip_address
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
+from batchrun import __version__
 from batchrun.errors import CredentialsRefused, UsageProblem
 
 if TYPE_CHECKING:
@@ -32,6 +32,23 @@ SUBMIT_IDLE_S = 10.0
 POLL_IDLE_S = 30.0
 ACCEPTANCES_KEPT = 10_000
 
+_REASONS = {  # by the name of an error's class or of its number; the first that fits
+    "ClientConnectorDNSError": "name lookup failed",
+    "ConnectionTimeoutError": "no connection within {limits.connect_s:g} s",
+    "SocketTimeoutError": "silent for {limits.post_silence_s:g} s",
+    "TimeoutError": "no reply within {total_s:g} s",
+    "ClientSSLError": "connection closed during the TLS handshake",
+    "ECONNREFUSED": "connection refused",
+    "ENETUNREACH": "no route to the service",
+    "EHOSTUNREACH": "no route to the service",
+    "ClientConnectorError": "no connection",
+    "ClientPayloadError": "reply cut short",
+    "ServerDisconnectedError": "connection closed before the reply",
+    "ClientResponseError": "the reply is not HTTP",
+    "ConnectionResetError": "connection reset",
+    "ECONNRESET": "connection reset",
+    "EPIPE": "connection reset",
+}
 _HOST = re.compile(r"([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 
 
@@ -79,12 +96,6 @@ class MayHaveLeft:
 Exchange = Reply | Oversize | NothingLeft | MayHaveLeft
 
 
-class _Sending:
-    """Turns true just before aiohttp hands the first byte to the socket."""
-
-    maybe_sent = False
-
-
 class Http:
     """Two pools of connections to one service, one for POSTs and one for GETs.
 
@@ -106,7 +117,7 @@ class Http:
         timeouts: Timeouts | None = None,
         max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
-        self._headers = _checked({**headers, "Accept-Encoding": "identity", "User-Agent": _user_agent()})
+        self._headers = _checked({**headers, "Accept-Encoding": "identity", "User-Agent": f"batchrun/{__version__}"})
         self._submit_workers = submit_workers
         self._poll_workers = poll_workers
         self._timeouts = Timeouts() if timeouts is None else timeouts
@@ -118,33 +129,16 @@ class Http:
         import aiohttp
 
         async def mark(session: object, context: SimpleNamespace, params: object) -> None:
-            context.trace_request_ctx.maybe_sent = True
+            context.trace_request_ctx.append(params)
 
-        watch = aiohttp.TraceConfig()
-        watch.on_request_headers_sent.append(mark)
+        self._watch = aiohttp.TraceConfig()
+        self._watch.on_request_headers_sent.append(mark)  # just before the first byte goes to the socket
         limits = self._timeouts
-        self._submit = self._session(
-            aiohttp.ClientTimeout(
-                total=limits.post_s,
-                connect=limits.connect_s,
-                sock_connect=limits.connect_s,
-                sock_read=limits.post_silence_s,
-            ),
-            self._submit_workers,
-            idle_s=SUBMIT_IDLE_S,
-            watch=[watch],
-        )
-        self._poll = self._session(
-            aiohttp.ClientTimeout(total=limits.get_s, connect=limits.connect_s, sock_connect=limits.connect_s),
-            self._poll_workers,
-            idle_s=POLL_IDLE_S,
-            watch=[],
-        )
+        self._submit = self._session(self._submit_workers, SUBMIT_IDLE_S, limits.post_s, limits.post_silence_s)
+        self._poll = self._session(self._poll_workers, POLL_IDLE_S, limits.get_s, None)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         try:
             await self._submit.close()
         finally:
@@ -157,22 +151,16 @@ class Http:
             CredentialsRefused: TLS does not work; nothing left.
             ValueError: A header cannot be sent as it is; nothing left.
         """
-        return await self._exchange("POST", url, body, _checked(headers), _Sending())
+        return await self._exchange("POST", url, body, _checked(headers))
 
     async def get(self, url: str) -> Exchange:
         """GET. It costs nothing, so aiohttp may replace a kept connection that turns out closed."""
-        return await self._exchange("GET", url, None, {}, None)
+        return await self._exchange("GET", url, None, {})
 
-    def _session(
-        self,
-        timeout: aiohttp.ClientTimeout,
-        workers: int,
-        *,
-        idle_s: float,
-        watch: list[aiohttp.TraceConfig],
-    ) -> aiohttp.ClientSession:
+    def _session(self, workers: int, idle_s: float, total_s: float, silence_s: float | None) -> aiohttp.ClientSession:
         import aiohttp
 
+        connect_s = self._timeouts.connect_s
         connector = aiohttp.TCPConnector(limit=workers, keepalive_timeout=idle_s)
         assert isinstance(connector._factory, partial), "another aiohttp than the one that was tested"
         connector._factory = _only_in_step(connector._factory, self._connections)
@@ -181,19 +169,19 @@ class Http:
             headers=self._headers,
             skip_auto_headers=("Accept",),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=timeout,
+            timeout=aiohttp.ClientTimeout(
+                total=total_s, connect=connect_s, sock_connect=connect_s, sock_read=silence_s
+            ),
             trust_env=False,
             auto_decompress=False,
-            trace_configs=watch,
+            trace_configs=[self._watch],
         )
 
-    async def _exchange(
-        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], sending: _Sending | None
-    ) -> Exchange:
+    async def _exchange(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> Exchange:
         import aiohttp
         from yarl import URL
 
-        session = self._poll if body is None else self._submit
+        session, sent = self._poll if body is None else self._submit, list[object]()
         try:
             response = await session.request(
                 method,
@@ -201,11 +189,11 @@ class Http:
                 data=body,
                 headers=headers,
                 allow_redirects=False,
-                trace_request_ctx=sending,
+                trace_request_ctx=sent,
             )
             try:
                 reply = await self._read(response)
-                if sending is not None and not self._is_new_acceptance(reply):
+                if body is not None and not self._is_new_acceptance(reply):
                     self.drop_connections()
                 return reply
             finally:
@@ -213,9 +201,7 @@ class Http:
         except (aiohttp.ClientError, OSError) as error:
             if isinstance(error, aiohttp.ClientSSLError):
                 _refuse_bad_tls(error)
-            total_s = self._timeouts.get_s if body is None else self._timeouts.post_s
-            reason = self._reason(error, total_s)
-            return MayHaveLeft(reason) if sending is None or sending.maybe_sent else NothingLeft(reason)
+            return (MayHaveLeft if sent else NothingLeft)(self._reason(error, is_get=body is None))
 
     def drop_connections(self) -> None:
         """Use none of those that are open now for another request: their replies may lag behind their requests, and
@@ -246,37 +232,13 @@ class Http:
         wait_s = retry_after_s(response.headers.get("Retry-After"), now=time.time())
         return Reply(response.status, b"".join(chunks), wait_s)
 
-    def _reason(self, error: Exception, total_s: float) -> str:
+    def _reason(self, error: Exception, *, is_get: bool) -> str:
         """A few words of ours. Never the exception's own: it may print the request with its headers."""
-        import aiohttp
-
-        match error:
-            case aiohttp.ClientConnectorDNSError():
-                return "name lookup failed"
-            case aiohttp.ConnectionTimeoutError():
-                return f"no connection within {self._timeouts.connect_s:g} s"
-            case aiohttp.SocketTimeoutError():
-                return f"silent for {self._timeouts.post_silence_s:g} s"
-            case TimeoutError():
-                return f"no reply within {total_s:g} s"
-            case aiohttp.ClientSSLError():
-                return "connection closed during the TLS handshake"
-            case aiohttp.ClientConnectorError(errno=errno.ECONNREFUSED):
-                return "connection refused"
-            case aiohttp.ClientConnectorError(errno=errno.ENETUNREACH | errno.EHOSTUNREACH):
-                return "no route to the service"
-            case aiohttp.ClientConnectorError():
-                return "no connection"
-            case aiohttp.ClientPayloadError():
-                return "reply cut short"
-            case aiohttp.ServerDisconnectedError():
-                return "connection closed before the reply"
-            case aiohttp.ClientResponseError():
-                return "the reply is not HTTP"
-            case OSError(errno=errno.ECONNRESET | errno.EPIPE) | ConnectionResetError():
-                return "connection reset"
-            case _:
-                return "connection lost"
+        limits = self._timeouts
+        names = {kind.__name__ for kind in type(error).__mro__}
+        names.add(errno.errorcode.get(getattr(error, "errno", None) or 0, ""))
+        reason = next((reason for name, reason in _REASONS.items() if name in names), "connection lost")
+        return reason.format(limits=limits, total_s=limits.get_s if is_get else limits.post_s)
 
 
 def _only_in_step(factory: partial[ResponseHandler], connections: WeakSet[Any]) -> Any:
@@ -331,15 +293,11 @@ def _is_dotted(host: str) -> bool:
 
 def retry_after_s(value: str | None, *, now: float) -> float:
     """Seconds that a ``Retry-After`` header asks for, at most 300; 0 without one, or if it makes no sense."""
-    if value is None:
+    text = (value or "").strip()
+    try:
+        asked_s = float(text) if re.fullmatch(r"[0-9]{1,9}", text) else parsedate_to_datetime(text).timestamp() - now
+    except (ValueError, OverflowError):
         return 0.0
-    if re.fullmatch(r"[0-9]{1,9}", value.strip()):
-        asked_s = float(value)
-    else:
-        try:
-            asked_s = parsedate_to_datetime(value).timestamp() - now
-        except (ValueError, OverflowError):
-            return 0.0
     return min(max(asked_s, 0.0), MAX_RETRY_AFTER_S)
 
 
@@ -356,10 +314,3 @@ def _refuse_bad_tls(error: aiohttp.ClientSSLError) -> None:
     remedy = "check this machine's clock, its CA certificates and what stands between it and the service"
     cause = f"no trusted TLS connection to {error.host}: nothing was sent"
     raise CredentialsRefused(cause, remedy=remedy) from error
-
-
-def _user_agent() -> str:
-    try:
-        return f"batchrun/{metadata.version('batchrun')}"
-    except metadata.PackageNotFoundError:  # run from a checkout
-        return "batchrun/0"

@@ -7,33 +7,15 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 import orjson
 
+from batchrun import record
 from batchrun.errors import CredentialsRefused, UsageProblem
 from batchrun.log import event
 from batchrun.providers.http import Http, MayHaveLeft, NothingLeft, Oversize, Reply, check_endpoint
-from batchrun.record import (
-    Accepted,
-    Ambiguous,
-    Answer,
-    Failure,
-    Finished,
-    JsonObject,
-    Malformed,
-    NotFound,
-    PollFailed,
-    PollReply,
-    Prompt,
-    Refused,
-    Settings,
-    StillRunning,
-    SubmitReply,
-    Unreachable,
-    Usage,
-)
+from batchrun.record import Answer, Failure, JsonObject, PollReply, Prompt, Settings, SubmitReply, Usage
 from batchrun.redact import Redactor
 
 OPERATION_HOST = "https://operation.api.cloud.yandex.net"
@@ -46,9 +28,14 @@ _INVALID_ARGUMENT = 3
 _PASSING_CODES = frozenset({2, 4, 8, 13, 14, 15})
 _MAYBE_FORWARDED = frozenset({408, 499})
 _HTML = "an HTML page"
-_STATUS_PREFIX = "ALTERNATIVE_STATUS_"
-_STATUSES = ("UNSPECIFIED", "PARTIAL", "TRUNCATED_FINAL", "FINAL", "CONTENT_FILTER", "TOOL_CALLS")
-_FINISH_REASONS = {"final": "stop", "truncated_final": "length"}
+_FINISH_REASONS = {  # by the status, in the order of its numbers
+    "UNSPECIFIED": "unspecified",
+    "PARTIAL": "partial",
+    "TRUNCATED_FINAL": "length",
+    "FINAL": "stop",
+    "CONTENT_FILTER": "content_filter",
+    "TOOL_CALLS": "tool_calls",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +102,7 @@ class Yandex:
         endpoint: str | None = None,
         submit_workers: int,
         poll_workers: int,
-        name: str = "yandex",
     ) -> None:
-        self.name = name
         base = None if endpoint is None else check_endpoint(endpoint)
         self._submit_url = f"{self.host if base is None else base}{self.path}"
         self._operations_url = f"{OPERATION_HOST if base is None else base}/operations"
@@ -130,10 +115,8 @@ class Yandex:
         await self._http.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._http.__aexit__(kind, error, trace)
+    async def __aexit__(self, *error: object) -> None:
+        await self._http.__aexit__(*error)
 
     # --- pure -----------------------------------------------------------------------------------------------
 
@@ -158,22 +141,19 @@ class Yandex:
         if system and messages and isinstance(messages, list) and not any(map(_is_system, messages)):
             body["messages"] = [{"role": "system", "text": system}, *messages]
 
-    def read(self, body: bytes) -> PollReply:
+    def read(self, operation: Any) -> PollReply:
         """What an operation says of itself. ``null``, missing and default mean the same everywhere."""
-        return self._read_operation(_parse(body))
-
-    def _read_operation(self, operation: Any) -> PollReply:
         match operation:
             case {"done": True, "error": {"code": code} as error} if _integer(code):
-                return Finished(self._failure(_integer(code) or 0, error.get("message")))
+                return record.Finished(self._failure(_integer(code) or 0, error.get("message")))
             case {"done": True, "response": {} as response}:
                 return self._read_response(response)
             case {"done": True}:
-                return Malformed("finished with neither an answer nor an error")
+                return record.Malformed("finished with neither an answer nor an error")
             case {"id": str()} if not operation.get("done"):
-                return StillRunning()
+                return record.StillRunning()
             case _:
-                return PollFailed("the reply is not an operation", status=200)
+                return record.PollFailed("the reply is not an operation", status=200)
 
     def _failure(self, code: int, message: Any) -> Failure:
         kind = {_CANCELLED: "cancelled", _INVALID_ARGUMENT: "invalid_argument"}.get(code, "provider_error")
@@ -185,45 +165,38 @@ class Yandex:
             case [dict() as alternative, *_]:
                 return self._read_alternative(alternative, response)
             case _:
-                return Malformed("finished without an answer in it")
+                return record.Malformed("finished without an answer in it")
 
     def _read_alternative(self, alternative: JsonObject, response: JsonObject) -> PollReply:
         message = alternative.get("message") or {}
         usage = _usage(response.get("usage"))
-        status = self._status(alternative.get("status"))
-        if status == "content_filter":
+        finish_reason = self._finish_reason(alternative.get("status"))
+        if finish_reason == "content_filter":
             said = "the service's content filter stopped the answer"
-            return Finished(Failure("content_filter", said, finish_reason=status, usage=usage))
+            return record.Finished(Failure("content_filter", said, finish_reason=finish_reason, usage=usage))
         if not isinstance(message, dict):
-            return Malformed("the answer holds no message")
+            return record.Malformed("the answer holds no message")
         calls = message.get("toolCallList")
-        if not _is_writable(calls):
-            return Malformed("the tool calls are nested too deep")
+        try:
+            orjson.dumps(calls)
+        except TypeError:
+            return record.Malformed("the tool calls are nested too deep")
         text = message.get("text")
         if text is None and calls is None:
             text = ""
         if not isinstance(text, str | None):
-            return Malformed("the answer's text is not text")
+            return record.Malformed("the answer's text is not text")
         version = response.get("modelVersion")
-        return Finished(
-            Answer(
-                text=text,
-                finish_reason=_FINISH_REASONS.get(status, status),
-                usage=usage,
-                model_version=self._redact(version) if isinstance(version, str) and version else None,
-                json=calls,
-            )
-        )
+        model_version = self._redact(version) if isinstance(version, str) and version else None
+        return record.Finished(Answer(text, finish_reason, usage, model_version, json=calls))
 
-    def _status(self, status: Any) -> str:
-        """The status in lower case, without its prefix; enums come by name or by number."""
+    def _finish_reason(self, status: Any) -> str:
+        """Ours, or the service's in lower case and without its prefix; enums come by name or by number."""
         number = 0 if status is None else _integer(status)
         if number is not None:
-            return _STATUSES[number].lower() if 0 <= number < len(_STATUSES) else str(number)
-        name = status.removeprefix(_STATUS_PREFIX) if isinstance(status, str) else ""
-        if name not in _STATUSES:
-            name = self._redact(name)[:64] or "unspecified"
-        return name.lower()
+            return [*_FINISH_REASONS.values()][number] if 0 <= number < len(_FINISH_REASONS) else str(number)
+        name = status.removeprefix("ALTERNATIVE_STATUS_") if isinstance(status, str) else ""
+        return _FINISH_REASONS.get(name.upper()) or self._redact(name)[:64].lower() or "unspecified"
 
     # --- on the wire ----------------------------------------------------------------------------------------
 
@@ -232,65 +205,53 @@ class Yandex:
         headers = {"Content-Type": "application/json", "x-client-request-id": request_id}
         match await self._http.post(self._submit_url, body, headers):
             case NothingLeft(reason):
-                return Unreachable(reason)
+                return record.Unreachable(reason)
             case MayHaveLeft(reason):
-                return Ambiguous(reason)
+                return record.Ambiguous(reason)
             case Oversize(max_bytes=max_bytes):
-                return Ambiguous(f"the reply is longer than {max_bytes} bytes")
+                return record.Ambiguous(f"the reply is longer than {max_bytes} bytes")
             case Reply(status, answer, wait_s):
                 return self._read_submitted(status, answer, wait_s)
 
     def _read_submitted(self, status: int, body: bytes, wait_s: float) -> SubmitReply:
         if 200 <= status < 300:
-            match _parse(body):
-                case {"id": str(operation_id)} if self._is_usable(operation_id):
-                    return Accepted(operation_id)
-            event(
-                "submit_reply_unreadable",
-                logging.WARNING,
-                status=status,
-                bytes=len(body),
-                is_page=_plain(body) == _HTML,
-            )
-            return Ambiguous(f"HTTP {status} without an operation ID")
+            match parse_json(body):
+                case {"id": str(found)} if OPERATION_ID.fullmatch(found) and self._redact(found) == found:
+                    return record.Accepted(found)
+            is_page = _plain(body) == _HTML
+            event("submit_reply_unreadable", logging.WARNING, status=status, bytes=len(body), is_page=is_page)
+            return record.Ambiguous(f"HTTP {status} without an operation ID")
         if status == 501 or (300 <= status < 500 and status not in _MAYBE_FORWARDED):
-            code, message = self._read_error(body)
-            return Refused(status, message, code, wait_s)
-        return Ambiguous(f"HTTP {status}")  # a gateway may have forwarded it
-
-    def _is_usable(self, operation_id: str) -> bool:
-        return OPERATION_ID.fullmatch(operation_id) is not None and self._redact(operation_id) == operation_id
+            code, message = read_error(body)
+            return record.Refused(status, self._redact(message), code, wait_s)
+        return record.Ambiguous(f"HTTP {status}")  # a gateway may have forwarded it
 
     async def poll(self, operation_id: str) -> PollReply:
         """GET the operation once."""
         if not OPERATION_ID.fullmatch(operation_id):
-            return Malformed("the operation ID in the ledger cannot be one of the service")
+            return record.Malformed("the operation ID in the ledger cannot be one of the service")
         match await self._http.get(f"{self._operations_url}/{operation_id}"):
             case NothingLeft(reason) | MayHaveLeft(reason):
-                return PollFailed(reason)
+                return record.PollFailed(reason)
             case Oversize(200, max_bytes):
-                return Finished(Failure("oversize", f"the answer is longer than {max_bytes} bytes"))
+                return record.Finished(Failure("oversize", f"the answer is longer than {max_bytes} bytes"))
             case Oversize(status):
-                return PollFailed("an oversize error page", status)
+                return record.PollFailed("an oversize error page", status)
             case Reply(200, body, _):
-                operation = _parse(body)
+                operation = parse_json(body)
                 if isinstance(operation, dict) and operation.get("id") not in (None, operation_id):
                     self._http.drop_connections()  # it lags behind: this says nothing about our operation
-                    return PollFailed("the reply is about another operation")
-                return self._read_operation(operation)
+                    return record.PollFailed("the reply is about another operation")
+                return self.read(operation)
             case Reply(404, body) if _plain(body) != _HTML:  # a page comes from a proxy, which knows no operations
-                return NotFound()
+                return record.NotFound()
             case Reply(status, body, wait_s):
-                return PollFailed(self._read_error(body)[1], status, wait_s)
-
-    def _read_error(self, body: bytes) -> tuple[int | None, str]:
-        code, message = read_error(body)
-        return code, self._redact(message)
+                return record.PollFailed(self._redact(read_error(body)[1]), status, wait_s)
 
 
 def read_error(body: bytes) -> tuple[int | None, str]:
     """The gRPC code and the message (not yet redacted) of an error body, in any of the shapes met."""
-    document = _parse(body)
+    document = parse_json(body)
     match document:
         case {"error": {} as error}:  # A, of the streaming calls; OpenAI's has no grpcCode
             code, message = error.get("grpcCode"), error.get("message")
@@ -329,14 +290,6 @@ def _is_system(message: Any) -> bool:
     return isinstance(message, dict) and message.get("role") == "system"
 
 
-def _is_writable(value: Any) -> bool:
-    try:
-        orjson.dumps(value)
-    except TypeError:
-        return False
-    return True
-
-
 def _usage(usage: Any) -> Usage:
     if not isinstance(usage, dict):
         return Usage()
@@ -370,7 +323,7 @@ def _integer(value: Any) -> int | None:
             return None
 
 
-def _parse(body: bytes) -> Any:
+def parse_json(body: bytes) -> Any:
     """The JSON in these bytes, or ``None``.
 
     Broken characters (half a surrogate pair, bad UTF-8) become U+FFFD: a paid answer is worth reading.

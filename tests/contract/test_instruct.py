@@ -119,7 +119,7 @@ def test_every_answer_that_their_definitions_can_make_is_understood(
     operation = operations.Operation(id="d7q", done=True)
     operation.response.Pack(service.InstructResponse(alternatives=alternatives, num_prompt_tokens=prompt_tokens))
     body = json_format.MessageToJson(operation, always_print_fields_with_no_presence=has_defaults)
-    reply = PROVIDER.read(body.encode())
+    reply = PROVIDER.read(json.loads(body))
     if not alternatives:
         assert reply == Malformed("finished without an answer in it")
         return

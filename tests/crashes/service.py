@@ -15,7 +15,6 @@ from batchrun.record import (
     Answer,
     Failure,
     Finished,
-    Malformed,
     NotFound,
     PollReply,
     Prompt,
@@ -43,7 +42,6 @@ class Service:
     may arrive together and become one write.
     """
 
-    name = "yandex"
     retention_s = 3 * 24 * 3600.0
 
     def __init__(
@@ -61,9 +59,6 @@ class Service:
 
     def build(self, prompt: Prompt, settings: Settings) -> bytes:
         return (prompt.text or "").encode()
-
-    def read(self, body: bytes) -> PollReply:
-        return Malformed("never asked")
 
     async def submit(self, body: bytes, request_id: str) -> SubmitReply:
         record = body.decode()

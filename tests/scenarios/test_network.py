@@ -159,7 +159,7 @@ def test_a_name_that_is_not_found_lets_nothing_out_and_leaves_a_job_that_can_go_
 def test_a_connection_reset_anywhere_in_a_post_is_flagged_and_the_record_sent_once_more(
     bench: Bench, proxy: Proxy
 ) -> None:
-    """Fails if ``maybe_sent`` is set only when a reply begins, or if a lost reply goes back to NEW unflagged."""
+    """Fails if a request counts as sent only when a reply begins, or if a lost reply goes back to NEW unflagged."""
     long_prompt = "\N{GRINNING FACE}" * 90_000  # 360 kB on the wire
     bench.lines(*map(record, ("healthy", "unsent", "lost", "half")), record("long", prompt=long_prompt))
     by_prompt = once({"unsent": reset_unsent, "lost": reply_lost, "half": reply_reset})

@@ -13,6 +13,7 @@ from aioresponses import aioresponses
 from batchrun.inputs import Reading, parse
 from batchrun.providers.base import Provider
 from batchrun.providers.instruct import Instruct
+from batchrun.providers.yandex import parse_json
 from batchrun.record import (
     Accepted,
     Answer,
@@ -173,7 +174,7 @@ READS: dict[str, tuple[bytes, PollReply]] = {
 
 @pytest.mark.parametrize(("body", "expected"), READS.values(), ids=READS)
 def test_read(body: bytes, expected: PollReply) -> None:
-    assert instruct().read(body) == expected
+    assert instruct().read(parse_json(body)) == expected
 
 
 # --- on the wire --------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from yarl import URL
 
 from batchrun.errors import BatchrunError, CredentialsRefused, UsageProblem
 from batchrun.providers.base import Provider
-from batchrun.providers.yandex import Credentials, Yandex, credentials_from, read_error
+from batchrun.providers.yandex import Credentials, Yandex, credentials_from, parse_json, read_error
 from batchrun.record import (
     Accepted,
     Ambiguous,
@@ -367,12 +367,12 @@ READS: dict[str, tuple[bytes, PollReply]] = {
 
 @pytest.mark.parametrize(("body", "expected"), READS.values(), ids=READS)
 def test_read(body: bytes, expected: PollReply) -> None:
-    assert yandex().read(body) == expected
+    assert yandex().read(parse_json(body)) == expected
 
 
 def test_a_key_of_any_shape_is_redacted_when_it_is_ours() -> None:
     provider = Yandex(Credentials("Bearer opaque-token", "f"), submit_workers=1, poll_workers=1)
-    reply = provider.read(failed(16, "opaque-token has expired"))
+    reply = provider.read(parse_json(failed(16, "opaque-token has expired")))
     assert reply == failure("provider_error", 16, message="[redacted] has expired")
 
 
