@@ -369,4 +369,5 @@ def _prompt(line: bytes) -> str:
     said = last.get("text", last.get("content")) if isinstance(last, dict) else None
     if isinstance(said, list):
         return "\n".join(part.get("text", "") for part in said)
-    return str(said or (asked.get("prompt", "") if isinstance(asked, dict) else ""))
+    named = ("prompt", "requestText", "request_text") if isinstance(asked, dict) else ()
+    return str(said or next((asked[name] for name in named if name in asked), ""))
