@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from statistics import NormalDist
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, NamedTuple, Self, get_args
 
 _NORMAL = NormalDist()
-_Z99 = _NORMAL.inv_cdf(0.99)
 
-FOR_ALL_REQUESTS = frozenset({"seed", "rps", "rph", "read_rps", "api_key", "folder"})
+FOR_ALL_REQUESTS = frozenset({"seed", "rps", "rph", "read_rps", "api_key", "folder", "retry_after"})
 """Settings that a rule for some requests cannot change."""
 
 
@@ -25,11 +24,7 @@ Switch = Annotated[int, 0, 1]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the emulator behaves. The defaults: a service in good health, without quotas, that takes any key.
-
-    Raises:
-        ValueError: a value is out of its range, or ``p99`` is below ``p50``.
-    """
+    """How the emulator behaves. The defaults: a service in good health, without quotas, that takes any key."""
 
     p50: Seconds = 0.3  # half of the operations finish within p50 seconds; 0 = all at once
     p99: Seconds = 1.0
@@ -74,16 +69,6 @@ class Settings:
     no_reasoning_details: Switch = 0
     random_key_order: Switch = 0
 
-    def __post_init__(self) -> None:
-        for name, (least, most) in _LIMITS.items():
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(f"`{name}={getattr(self, name)}`: must lie between {least:g} and {most:g}")
-        for name in ("status", "poll_status"):
-            if 0 < getattr(self, name) < 300:  # a success is not a fault
-                raise ValueError(f"`{name}={getattr(self, name)}`: must be 0 (off) or an HTTP status from 300 to 599")
-        if self.p99 < self.p50:
-            raise ValueError(f"`p99={self.p99:g}` is below `p50={self.p50:g}`: set both")
-
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read ``k=v`` pairs separated by commas, as in ``p50=2,p99=10,lost=0.05``.
@@ -92,8 +77,8 @@ class Settings:
             ValueError: in plain words, with the nearest name when one was misspelt.
         """
         given: dict[str, str] = {}
-        for pair in filter(None, (part.strip() for part in text.split(","))):
-            name, equals, value = (part.strip() for part in pair.partition("="))
+        for pair in filter(None, map(str.strip, text.split(","))):
+            name, equals, value = map(str.strip, pair.partition("="))
             if not equals:
                 raise ValueError(f"`{pair}` has no value: write `{pair}=...`")
             if name in given:
@@ -102,45 +87,54 @@ class Settings:
         return cls().updated(given)
 
     def updated(self, values: Mapping[str, object]) -> Self:
-        """These settings with ``values`` (text, or what JSON holds) in place of those named."""
-        return replace(self, **{name: _coerced(name, value) for name, value in values.items()})
+        """These settings with ``values`` (text, or what JSON holds) in place of those named.
+
+        Raises:
+            ValueError: an unknown name, a value that is none or out of its range, or ``p99`` is below ``p50``.
+        """
+        changed = replace(self, **{name: _checked(name, value) for name, value in values.items()})
+        if changed.p99 < changed.p50:
+            raise ValueError(f"`p99={changed.p99:g}` is below `p50={changed.p50:g}`: set both")
+        return changed
 
 
-_KINDS: dict[str, type] = {each.name: type(each.default) for each in fields(Settings)}
-_LIMITS = {each.name: get_args(each.type)[1:] for each in fields(Settings) if each.type is not str}
-COUNTED_FAULTS = [each.name for each in fields(Settings) if each.type in (Chance, Status)] + ["slow", "poll_slow"]
+_KINDS: dict[str, tuple[Any, ...]] = {each.name: get_args(each.type) or (str,) for each in fields(Settings)}
+COUNTED_FAULTS = [each.name for each in fields(Settings) if each.type in (Chance, Status) or "slow" in each.name]
 """Faults with a counter of their own, under their own name, in the statistics."""
 
 
-def _coerced(name: str, value: object) -> Any:
+def _checked(name: str, value: object) -> Any:
     if name not in _KINDS:
         near = difflib.get_close_matches(name, _KINDS, n=1)
         hint = f": did you mean `{near[0]}`?" if near else f"; the settings are {', '.join(_KINDS)}"
         raise ValueError(f"unknown setting `{name}`{hint}")
-    wanted = _KINDS[name]
+    kind, *limits = _KINDS[name]
     try:
-        converted = wanted(value)
-        if not isinstance(value, str) and converted != value:
+        checked = kind(value)
+        if not isinstance(value, str) and checked != value:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        kind = {int: "a whole number", float: "a number", str: "text"}[wanted]
-        raise ValueError(f"`{name}={value}`: must be {kind}") from None
-    return converted
+        wanted = {int: "a whole number", float: "a number", str: "text"}[kind]
+        raise ValueError(f"`{name}={value}`: must be {wanted}") from None
+    if limits and not limits[0] <= checked <= limits[1]:
+        raise ValueError(f"`{name}={value}`: must lie between {limits[0]:g} and {limits[1]:g}")
+    if name.endswith("status") and 0 < checked < 300:  # a success is not a fault
+        raise ValueError(f"`{name}={value}`: must be 0 (off) or an HTTP status from 300 to 599")
+    return checked
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The settings in force, and those for requests whose last message holds a given text."""
+    """The settings in force, and rules: other settings for requests whose last message holds a given text."""
 
     settings: Settings
-    rules: Sequence[object] = ()  # as they were given
-    _settings_by_text: Sequence[tuple[str, Settings]] = ()
+    rules: Sequence[Any] = ()  # as they were given
 
     def for_text(self, text: str) -> Settings:
         """The settings for one request: those of the first rule that matches, else the common ones."""
-        return next((settings for part, settings in self._settings_by_text if part in text), self.settings)
+        return next((self._under(rule) for rule in self.rules if rule["text"] in text), self.settings)
 
-    def updated(self, change: Mapping[str, object]) -> "Plan":
+    def updated(self, change: Mapping[str, Any]) -> "Plan":
         """The plan after one ``PUT /_faults``. Rules stay, over the new settings, unless ``rules`` is named.
 
         Raises:
@@ -149,20 +143,20 @@ class Plan:
         rules = change.get("rules", self.rules)
         if not isinstance(rules, list | tuple):
             raise ValueError("`rules` must be a list of objects")
-        settings = self.settings.updated({name: value for name, value in change.items() if name != "rules"})
-        return Plan(settings, rules, [_under_rule(settings, rule) for rule in rules])
+        plan = Plan(self.settings.updated({name: change[name] for name in change if name != "rules"}), rules)
+        for rule in rules:
+            plan._under(rule)
+        return plan
+
+    def _under(self, rule: Any) -> Settings:
+        if not isinstance(rule, dict) or not isinstance(rule.get("text"), str):
+            raise ValueError('a rule must be an object with a `"text"`')
+        if common := FOR_ALL_REQUESTS & rule.keys():
+            raise ValueError(f"`{min(common)}` holds for all requests: it cannot stand in a rule")
+        return self.settings.updated({name: rule[name] for name in rule if name != "text"})
 
 
-def _under_rule(settings: Settings, rule: object) -> tuple[str, Settings]:
-    if not isinstance(rule, dict) or not isinstance(rule.get("text"), str):
-        raise ValueError('a rule must be an object with a `"text"`')
-    if common := FOR_ALL_REQUESTS & rule.keys():
-        raise ValueError(f"`{min(common)}` holds for all requests: it cannot stand in a rule")
-    return rule["text"], settings.updated({name: value for name, value in rule.items() if name != "text"})
-
-
-@dataclass(frozen=True, slots=True)
-class Draws:
+class Draws(NamedTuple):
     """Chance without an order of arrival: the same request, seen equally often, draws the same numbers."""
 
     seed: int
@@ -176,28 +170,19 @@ class Draws:
         return (bits + 0.5) / 2**52
 
     def hit(self, settings: Settings, fault: str) -> bool:
-        chance: float = getattr(settings, fault)
-        return chance > 0 and self.number(fault) < chance
+        """Whether a fault happens: seconds and a status do whenever they are set."""
+        value: float = getattr(settings, fault)
+        return value > 0 and (fault.endswith("slow") or self.number(fault) < value)
 
 
 def latency_s(settings: Settings, draws: Draws) -> float:
     """Seconds from acceptance to the end of one operation: lognormal through ``p50`` and ``p99``."""
-    if settings.p50 == 0:
-        return 0.0
-    deviations = _NORMAL.inv_cdf(draws.number("latency")) / _Z99
-    return float(settings.p50 * (settings.p99 / settings.p50) ** deviations)
+    deviations = _NORMAL.inv_cdf(draws.number("latency")) / _NORMAL.inv_cdf(0.99)
+    return float(settings.p50 * (settings.p99 / settings.p50) ** deviations) if settings.p50 else 0.0
 
 
-class Ending(StrEnum):
-    """How an operation ends. Those that can be drawn bear the name of their fault, the strongest first."""
-
-    MISSING = "missing"
-    STUCK = "stuck"
-    FAIL = "fail"
-    NEITHER = "neither"
-    FILTER = "filter"
-    TRUNCATE = "truncate"
-    FINAL = "final"
+Ending = StrEnum("Ending", "MISSING STUCK FAIL NEITHER FILTER TRUNCATE FINAL")
+"""How an operation ends. Those that can be drawn bear the name of their fault, the strongest first."""
 
 
 def ending(settings: Settings, draws: Draws, *, failures: int) -> Ending:
@@ -206,8 +191,8 @@ def ending(settings: Settings, draws: Draws, *, failures: int) -> Ending:
     Args:
         failures: Operations of the same distinct request that were already made to fail.
     """
-    may_fail = settings.fail_times < 0 or failures < settings.fail_times
     for candidate in list(Ending)[:-1]:
-        if (candidate is not Ending.FAIL or may_fail) and draws.hit(settings, candidate):
+        may_be = candidate is not Ending.FAIL or settings.fail_times < 0 or failures < settings.fail_times
+        if may_be and draws.hit(settings, candidate):
             return candidate
     return Ending.FINAL

@@ -2,17 +2,16 @@
 
 import os
 import random
-from collections import Counter, defaultdict, deque
+import time
+from collections import Counter, deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from .faults import Ending
-
-KEPT_CHARACTERS = 200
-ID_ALPHABET = "0123456789abcdefghijklmnopqrstuv"
+from .faults import Draws, Ending, Settings, ending, latency_s
+from .requests import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,62 +51,58 @@ class Book:
 
     def __init__(self, journal: Path | None) -> None:
         self.operations: dict[str, Operation] = {}
-        self.paid: defaultdict[str, list[str]] = defaultdict(list)  # by request, as the two below: ids of operations
+        self.paid: dict[str, list[Operation]] = {}  # by request, as the next one
         self.seen = Counter[str]()  # drawn for, accepted or not
-        self.failures = Counter[str]()
         self._path = journal or os.devnull
         self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        if journal is not None:
-            os.fchmod(self._file, 0o600)
-            self._restore()
-
-    def _restore(self) -> None:
-        whole_bytes = 0
         with open(self._file, "rb", closefd=False) as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.endswith(b"\n"):  # torn, so it was never answered for
-                    os.ftruncate(self._file, whole_bytes)
+                    os.ftruncate(self._file, lines.tell() - len(line))
                     return
-                whole_bytes += len(line)
                 try:
                     fields = orjson.loads(line)
-                    operation = Operation(**{**fields, "ending": Ending(fields["ending"])})
-                    self.seen[operation.request] = max(self.seen[operation.request], operation.occurrence + 1)
+                    self._remember(Operation(**{**fields, "ending": Ending(fields["ending"])}))
                 except (ValueError, KeyError, TypeError) as exc:
                     self.close()
                     raise ValueError(f"{self._path}:{number}: not a line of an emulator's journal") from exc
-                self._remember(operation)
 
     def close(self) -> None:
         os.close(self._file)
 
-    def accept(self, operation: Operation) -> None:
-        """Take an operation for good: it is in the journal when this returns."""
+    def accept(self, request: Request, settings: Settings, draws: Draws) -> Operation:
+        """Take a request for good: it is paid for, and in the journal, when this returns."""
+        now = time.time()
+        failures = sum(each.ending is Ending.FAIL for each in self.paid.get(request.sha256, ()))
+        operation = Operation(
+            # Random, never from the seed: an emulator that lost its journal must not know an old id by accident.
+            id="d7q" + "".join(random.choices("0123456789abcdefghijklmnopqrstuv", k=17)),  # [R] of text generation
+            request=request.sha256,
+            text=request.text[:200],
+            characters=request.characters,
+            occurrence=int(draws.occasion),
+            accepted_at=now,
+            finishes_at=now + latency_s(settings, draws),
+            ending=ending(settings, draws, failures=failures),
+            fail_code=settings.fail_code,
+        )
         line = orjson.dumps(operation, option=orjson.OPT_APPEND_NEWLINE)
         if os.write(self._file, line) != len(line):
             raise OSError(f"journal `{self._path}` could not be written: is the disk full?")
         self._remember(operation)
+        return operation
 
     def _remember(self, operation: Operation) -> None:
+        self.seen[operation.request] = max(self.seen[operation.request], operation.occurrence + 1)
         self.operations[operation.id] = operation
-        self.paid[operation.request].append(operation.id)
-        if operation.ending is Ending.FAIL:
-            self.failures[operation.request] += 1
+        self.paid.setdefault(operation.request, []).append(operation)
 
     def payments(self) -> list[dict[str, Any]]:
         """One entry per distinct request that was accepted at least once: a count above 1 was paid twice."""
         return [
-            {"request": request, "text": self.operations[ids[0]].text, "count": len(ids), "operation_ids": ids}
-            for request, ids in self.paid.items()
+            {"request": request, "text": paid[0].text, "count": len(paid), "operation_ids": [each.id for each in paid]}
+            for request, paid in self.paid.items()
         ]
-
-
-def new_operation_id() -> str:
-    """``d7q`` and 17 characters of ``0-9a-v``, as text generation gives them [R].
-
-    Random, never from the seed: an emulator that lost its journal must not know an old id by accident.
-    """
-    return "d7q" + "".join(random.choices(ID_ALPHABET, k=17))
 
 
 class SlidingWindow:
@@ -118,15 +113,11 @@ class SlidingWindow:
         self._events: deque[float] = deque()
         self.busiest = 0
 
-    def has_room(self, now: float, limit: int) -> bool:
-        """Whether one more event keeps within ``limit``; 0 is no limit."""
-        return limit == 0 or self._count(now) < limit
-
     def add(self, now: float) -> None:
         self._events.append(now)
-        self.busiest = max(self.busiest, self._count(now))
+        self.busiest = max(self.busiest, self.count(now))
 
-    def _count(self, now: float) -> int:
+    def count(self, now: float) -> int:
         while self._events and self._events[0] <= now - self._span_s:
             self._events.popleft()
         return len(self._events)

@@ -3,19 +3,14 @@
 import asyncio
 import signal
 from collections.abc import Callable
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 
-from aiohttp import web
-
 from .faults import Settings
 from .operations import Book
-from .server import Service
 
 ADDRESS = "127.0.0.1"  # it serves this machine only
-MAX_BODY_BYTES = 8 * 1024 * 1024
-KEEP_ALIVE_S = 75.0
 
 
 class Emulator(AsyncExitStack):
@@ -35,15 +30,14 @@ async def start(settings: Settings, *, port: int = 0, journal: Path | None = Non
         ValueError: the journal is none.
         OSError: the port is taken, or the journal cannot be opened.
     """
-    loop = asyncio.get_running_loop()
+    from aiohttp import web
+
+    from .server import Service
+
     async with Emulator() as stack:
-        book = stack.enter_context(closing(Book(journal)))
-        server = web.Server(
-            Service(settings, book).answer,
-            request_factory=partial(web.BaseRequest, loop=loop, client_max_size=MAX_BODY_BYTES),
-            keepalive_timeout=KEEP_ALIVE_S,
-            access_log=None,
-        )
+        answer = Service(settings, stack.enter_context(closing(Book(journal)))).answer
+        kind = partial(web.BaseRequest, loop=asyncio.get_running_loop(), client_max_size=8 * 1024 * 1024)
+        server = web.Server(answer, request_factory=kind, keepalive_timeout=75, access_log=None)
         runner = web.ServerRunner(server, shutdown_timeout=0.1)
         stack.push_async_callback(runner.cleanup)
         await runner.setup()
@@ -55,22 +49,18 @@ async def start(settings: Settings, *, port: int = 0, journal: Path | None = Non
 
 def serve_forever(settings: Settings, *, port: int, journal: Path | None) -> None:
     """Serve until SIGINT or SIGTERM. The first line on stdout is ``listening on http://127.0.0.1:N``."""
-    with asyncio.Runner(loop_factory=_fastest_event_loop()) as runner:
-        runner.run(_serve(settings, port=port, journal=journal))
 
+    async def serve() -> None:
+        stopped = asyncio.Event()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(name, stopped.set)
+        async with await start(settings, port=port, journal=journal) as emulator:
+            print(f"listening on {emulator.url}", flush=True)
+            await stopped.wait()
 
-def _fastest_event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
+    run: Callable[..., None] = asyncio.run
+    with suppress(ImportError):  # the fastest there is
         import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
-
-async def _serve(settings: Settings, *, port: int, journal: Path | None) -> None:
-    stopped = asyncio.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(name, stopped.set)
-    async with await start(settings, port=port, journal=journal) as emulator:
-        print(f"listening on {emulator.url}", flush=True)
-        await stopped.wait()
+        run = uvloop.run
+    run(serve())

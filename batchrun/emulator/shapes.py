@@ -16,13 +16,15 @@ Json = dict[str, Any]
 
 HTML_ERROR = b"<html><head><title>Oops</title></head><body><h1>Something went wrong</h1></body></html>"  # [I]
 
-CODE_OF_HTTP = {  # [P] HTTP to google.rpc.Code
-    400: 3, 401: 16, 403: 7, 404: 5, 409: 10, 429: 8, 499: 1, 500: 13, 501: 12, 503: 14, 504: 4,
-}  # fmt: skip
+# [P] HTTP to google.rpc.Code
+CODE_OF_HTTP = {400: 3, 401: 16, 403: 7, 404: 5, 409: 10, 429: 8, 499: 1, 500: 13, 501: 12, 503: 14, 504: 4}
 
 
-def operation_document(operation: Operation, *, done: bool) -> Json:
-    """[P] an Operation, [R] with ``done: false`` and ``metadata: null`` spelt out, with its result when it is done."""
+def operation_document(operation: Operation, settings: Settings, *, done: bool) -> Json:
+    """[P] an Operation, [R] with ``done: false`` and ``metadata: null`` spelt out, with its result when it is done.
+
+    The settings give it one of the looks that real services show.
+    """
     document = {
         "id": operation.id,
         "description": "Async GPT Completion",
@@ -32,10 +34,19 @@ def operation_document(operation: Operation, *, done: bool) -> Json:
         "done": done,
         "metadata": None,
     }
-    if done and operation.ending is Ending.FAIL:
-        document["error"] = _failure(operation.fail_code)
+    if done and operation.ending is Ending.FAIL:  # [P] google.rpc.Status, [I] its text
+        message = (
+            "internal error" if operation.fail_code == 13 else f"generation failed with code {operation.fail_code}"
+        )
+        document["error"] = {"code": operation.fail_code, "message": message, "details": []}
     elif done and operation.ending is not Ending.NEITHER:
-        document["response"] = _completion(operation)
+        document["response"] = _completion(operation, settings)
+    if settings.null_timestamps:  # [W] as image generation answers
+        document |= {"createdAt": None, "modifiedAt": None}
+    if settings.omit_null:  # [P] a missing field means the same as a null one
+        document = {key: value for key, value in document.items() if value is not None}
+    if settings.random_key_order:  # [W] the order differs between services
+        document = dict(random.sample(list(document.items()), len(document)))
     return document
 
 
@@ -44,13 +55,7 @@ def _timestamp(at: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
-def _failure(code: int) -> Json:
-    """[P] google.rpc.Status inside a finished operation, [I] its text."""
-    message = "internal error" if code == 13 else f"generation failed with code {code}"
-    return {"code": code, "message": message, "details": []}
-
-
-def _completion(operation: Operation) -> Json:
+def _completion(operation: Operation, settings: Settings) -> Json:
     """[P] a CompletionResponse inside ``Any``; [R] one alternative, counts as strings; [I] their values.
 
     [I] the text: stable for a request, plain about its origin, and never more than 60 characters of the prompt.
@@ -63,6 +68,7 @@ def _completion(operation: Operation) -> Json:
     elif operation.ending is Ending.TRUNCATE:
         text, status = text[: len(text) // 2], "TRUNCATED_FINAL"
     prompt_tokens, answer_tokens = max(1, operation.characters // 3), max(1, len(text) // 3)
+    details = {"completionTokensDetails": {"reasoningTokens": "0"}}
     return {
         "@type": "type.googleapis.com/yandex.cloud.ai.foundation_models.v1.CompletionResponse",
         "alternatives": [{"message": {"role": "assistant", "text": text}, "status": f"ALTERNATIVE_STATUS_{status}"}],
@@ -70,68 +76,36 @@ def _completion(operation: Operation) -> Json:
             "inputTextTokens": str(prompt_tokens),
             "completionTokens": str(answer_tokens),
             "totalTokens": str(prompt_tokens + answer_tokens),
-            "completionTokensDetails": {"reasoningTokens": "0"},
+            **({} if settings.no_reasoning_details else details),  # [R] without them in 2024
         },
         "modelVersion": "09.02.2025",  # [P] a date-like string
     }
 
 
-def styled(document: Json, settings: Settings) -> Json:
-    """A new Operation in one of the looks that real services show."""
-    if settings.null_timestamps:  # [W] as image generation answers
-        document |= {"createdAt": None, "modifiedAt": None}
-    if settings.omit_null:  # [P] a missing field means the same as a null one
-        document = {key: value for key, value in document.items() if value is not None}
-    if settings.no_reasoning_details and "response" in document:  # [R] as in 2024
-        del document["response"]["usage"]["completionTokensDetails"]
-    if settings.random_key_order:  # [W] the order differs between services; here inside the objects as well
-        document = _shuffled(document)
-    return document
-
-
-def _shuffled(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    return {key: _shuffled(value[key]) for key in random.sample(list(value), len(value))}
-
-
 def error(http: int, message: str, request_id: str, *, of_submit: bool) -> Json:
-    code = CODE_OF_HTTP.get(http, 2)
-    if of_submit:  # shape B: [W] for image generation, [I] for ``completionAsync``, which is unary as well
-        return {"error": message, "code": code, "message": message, "details": []}
+    status = {"code": CODE_OF_HTTP.get(http, 2), "message": message}
+    if of_submit:  # shape B: [W] for image generation, [I] for text generation, which is unary as well
+        return {"error": message, **status, "details": []}
     # shape C: [P] the general Yandex Cloud error, which the operation endpoint uses
-    request_info = {"@type": "type.googleapis.com/google.rpc.RequestInfo", "requestId": request_id}
-    return {"code": code, "message": message, "details": [request_info]}
+    return {**status, "details": [{"@type": "type.googleapis.com/google.rpc.RequestInfo", "requestId": request_id}]}
 
 
 NO_CREDENTIALS = "Authorization header is missing or malformed."  # [I]
 BAD_TOKEN = "Token is invalid or has expired."  # [P]
 NOT_FOUND = "Operation not found"  # [I] the real text is not known
+# [W] many times, [P] on the documentation's error page
+FOLDER_MISMATCH = "Specified folder ID '{}' does not match with service account folder ID '{}'"
+# [W] the pattern, [I] the quota's name (RequestsPerSecond or the like): none is public
+QUOTA_EXCEEDED = "ai.textGenerationAsync{}.rate rate quota limit exceed: allowed {} requests"
+TEXTS = {  # of errors asked for by their HTTP status: [W] and [P], but for the last
+    400: "Failed to get model",
+    401: BAD_TOKEN,
+    403: "Permission to [resource-manager.folder b1gexamplefolder0000, resource-manager.cloud b1gemulator000] denied",
+    429: QUOTA_EXCEEDED.format("RequestsPerSecond", 10),
+    503: "service is unavailable",
+}
 
 
 def unknown_api_key(key: str) -> str:
     """[W] the wording and the mask; [I] that the number in brackets is a CRC-32."""
     return f"Unknown api key '{key[:4]}****{key[-4:]} ({zlib.crc32(key.encode()):08X})'"
-
-
-def folder_mismatch(given: str, own: str) -> str:
-    """[W] many times, [P] on the documentation's error page."""
-    return f"Specified folder ID '{given}' does not match with service account folder ID '{own}'"
-
-
-def quota_exceeded(per: str, allowed: int) -> str:
-    """[W] the pattern, [I] the quota's name (``per``: RequestsPerSecond or the like): none is public."""
-    return f"ai.textGenerationAsync{per}.rate rate quota limit exceed: allowed {allowed} requests"
-
-
-def text_for_status(http: int, folder: str) -> str:
-    """What an error asked for by its HTTP status says: [W] and [P] where a text is known, else [I]."""
-    folder = folder or "b1gexamplefolder0000"
-    texts = {
-        400: "Failed to get model",
-        401: BAD_TOKEN,
-        403: f"Permission to [resource-manager.folder {folder}, resource-manager.cloud b1gemulator000000000] denied",
-        429: quota_exceeded("RequestsPerSecond", 10),
-        503: "service is unavailable",
-    }
-    return texts.get(http, f"the emulator was told to answer {http}")

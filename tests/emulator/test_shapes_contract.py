@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from yandex.cloud.ai.foundation_models.v1.text_generation import text_generation_service_pb2 as generation
 from yandex.cloud.operation.operation_pb2 import Operation
 
-from batchrun.emulator.requests import InvalidRequest, read_completion_request
+from batchrun.emulator.requests import InvalidRequest, read_request
 
 from .client import AT_ONCE, Client, Reply, body, visit
 
@@ -132,7 +132,7 @@ REFUSED_BY_BOTH = {
 def test_what_the_official_parser_accepts_is_accepted(changes: dict[str, Any]) -> None:
     content = json.dumps(body(**changes)).encode()
     json_format.Parse(content, generation.CompletionRequest())
-    read_completion_request(content)
+    read_request(content)
 
 
 @pytest.mark.parametrize("changes", REFUSED_BY_BOTH.values(), ids=REFUSED_BY_BOTH.keys())
@@ -141,4 +141,4 @@ def test_what_the_official_parser_refuses_is_refused(changes: dict[str, Any]) ->
     with pytest.raises(json_format.ParseError):
         json_format.Parse(content, generation.CompletionRequest())
     with pytest.raises(InvalidRequest):
-        read_completion_request(content)
+        read_request(content)
