@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from statistics import NormalDist
@@ -15,10 +16,10 @@ FOR_ALL_REQUESTS = frozenset({"seed", "rps", "rph", "read_rps", "api_key", "fold
 """Settings that a rule for some requests cannot change."""
 
 
-Chance = Annotated[float, 0, 1]  # the least and the most that is taken
+Chance = Annotated[float, 0, 1]  # the least and the most that is taken beside the default
 Seconds = Annotated[float, 0, sys.float_info.max]
 Whole = Annotated[int, 0, 2**63]
-Status = Annotated[int, 0, 599]
+Status = Annotated[int, 300, 599]  # a success is no fault
 Switch = Annotated[int, 0, 1]
 
 
@@ -98,7 +99,7 @@ class Settings:
         return changed
 
 
-_KINDS: dict[str, tuple[Any, ...]] = {each.name: get_args(each.type) or (str,) for each in fields(Settings)}
+_KINDS = {each.name: (each.default, *get_args(each.type)[1:]) for each in fields(Settings)}
 COUNTED_FAULTS = [each.name for each in fields(Settings) if each.type in (Chance, Status) or "slow" in each.name]
 """Faults with a counter of their own, under their own name, in the statistics."""
 
@@ -108,19 +109,15 @@ def _checked(name: str, value: object) -> Any:
         near = difflib.get_close_matches(name, _KINDS, n=1)
         hint = f": did you mean `{near[0]}`?" if near else f"; the settings are {', '.join(_KINDS)}"
         raise ValueError(f"unknown setting `{name}`{hint}")
-    kind, *limits = _KINDS[name]
-    try:
-        checked = kind(value)
-        if not isinstance(value, str) and checked != value:
-            raise ValueError
-    except (TypeError, ValueError, OverflowError):
-        wanted = {int: "a whole number", float: "a number", str: "text"}[kind]
-        raise ValueError(f"`{name}={value}`: must be {wanted}") from None
-    if limits and not limits[0] <= checked <= limits[1]:
-        raise ValueError(f"`{name}={value}`: must lie between {limits[0]:g} and {limits[1]:g}")
-    if name.endswith("status") and 0 < checked < 300:  # a success is not a fault
-        raise ValueError(f"`{name}={value}`: must be 0 (off) or an HTTP status from 300 to 599")
-    return checked
+    default, *limits = _KINDS[name]
+    with suppress(TypeError, ValueError, OverflowError):
+        checked = type(default)(value)
+        is_exact = isinstance(value, str) or checked == value
+        if is_exact and (not limits or checked == default or limits[0] <= checked <= limits[1]):
+            return checked
+    wanted = {int: "a whole number", float: "a number", str: "text"}[type(default)]
+    between = " between {:g} and {:g}".format(*limits) if limits else ""
+    raise ValueError(f"`{name}={value}`: must be {wanted}{between}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,40 +156,41 @@ class Plan:
 class Draws(NamedTuple):
     """Chance without an order of arrival: the same request, seen equally often, draws the same numbers."""
 
-    seed: int
+    settings: Settings
     digest: bytes
     occasion: str  # how many times the request was seen before; for a poll also how many polls there were
 
     def number(self, name: str) -> float:
         """A number inside (0, 1), both ends excluded."""
-        key = b"%d|%b|%b|%b" % (self.seed, self.digest, self.occasion.encode(), name.encode())
+        key = b"%d|%b|%b|%b" % (self.settings.seed, self.digest, self.occasion.encode(), name.encode())
         bits = int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 12
         return (bits + 0.5) / 2**52
 
-    def hit(self, settings: Settings, fault: str) -> bool:
+    def hit(self, fault: str) -> bool:
         """Whether a fault happens: seconds and a status do whenever they are set."""
-        value: float = getattr(settings, fault)
+        value: float = getattr(self.settings, fault)
         return value > 0 and (fault.endswith("slow") or self.number(fault) < value)
 
 
-def latency_s(settings: Settings, draws: Draws) -> float:
+def latency_s(draws: Draws) -> float:
     """Seconds from acceptance to the end of one operation: lognormal through ``p50`` and ``p99``."""
+    p50, p99 = draws.settings.p50, draws.settings.p99
     deviations = _NORMAL.inv_cdf(draws.number("latency")) / _NORMAL.inv_cdf(0.99)
-    return float(settings.p50 * (settings.p99 / settings.p50) ** deviations) if settings.p50 else 0.0
+    return float(p50 * (p99 / p50) ** deviations) if p50 else 0.0
 
 
 Ending = StrEnum("Ending", "MISSING STUCK FAIL NEITHER FILTER TRUNCATE FINAL")
 """How an operation ends. Those that can be drawn bear the name of their fault, the strongest first."""
 
 
-def ending(settings: Settings, draws: Draws, *, failures: int) -> Ending:
+def ending(draws: Draws, *, failures: int) -> Ending:
     """How an operation accepted now will end.
 
     Args:
         failures: Operations of the same distinct request that were already made to fail.
     """
     for candidate in list(Ending)[:-1]:
-        may_be = candidate is not Ending.FAIL or settings.fail_times < 0 or failures < settings.fail_times
-        if may_be and draws.hit(settings, candidate):
+        has_failed_enough = candidate is Ending.FAIL and 0 <= draws.settings.fail_times <= failures
+        if draws.hit(candidate) and not has_failed_enough:
             return candidate
     return Ending.FINAL

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from .faults import Draws, Ending, Settings, ending, latency_s
+from .faults import Draws, Ending, ending, latency_s
 from .requests import Request
 
 
@@ -23,13 +23,14 @@ class Operation:
 
     id: str
     request: str
-    text: str  # the first 200 characters of the last message: most of the prompt is not kept
+    text: str  # the first 200 characters of the last message, or of the request: most of the prompt is not kept
     characters: int
     occurrence: int  # how many times its request had been seen before
     accepted_at: float
     finishes_at: float
     ending: Ending
     fail_code: int
+    api: str = "completion"  # older journals do not name it
 
     def is_done(self, now: float) -> bool:
         return self.ending is not Ending.STUCK and now >= self.finishes_at
@@ -70,7 +71,7 @@ class Book:
     def close(self) -> None:
         os.close(self._file)
 
-    def accept(self, request: Request, settings: Settings, draws: Draws) -> Operation:
+    def accept(self, request: Request, draws: Draws) -> Operation:
         """Take a request for good: it is paid for, and in the journal, when this returns."""
         now = time.time()
         failures = sum(each.ending is Ending.FAIL for each in self.paid.get(request.sha256, ()))
@@ -82,9 +83,10 @@ class Book:
             characters=request.characters,
             occurrence=int(draws.occasion),
             accepted_at=now,
-            finishes_at=now + latency_s(settings, draws),
-            ending=ending(settings, draws, failures=failures),
-            fail_code=settings.fail_code,
+            finishes_at=now + latency_s(draws),
+            ending=ending(draws, failures=failures),
+            fail_code=draws.settings.fail_code,
+            api=request.api,
         )
         line = orjson.dumps(operation, option=orjson.OPT_APPEND_NEWLINE)
         if os.write(self._file, line) != len(line):

@@ -3,16 +3,14 @@
 import hashlib
 import re
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
-MAX_TEXT_CHARACTERS = 100_000
 _MODEL_URI = re.compile(r"(?:gpt|ds)://([^/\s]+)/[^/\s]+(?:/[^/\s]+)?")
 
-# [P] A field holds a scalar (`dict` is a Struct), a number as its kind with the least and the most, an enum as a set of
-# its names, a list as a list of one item, or a message as a dictionary.
+# CompletionRequest and InstructRequest [P]. A field holds a scalar (`dict` is a Struct), a number as its kind with the
+# least and the most, an enum as a set of its names, a list as a list of one item, or a message as a dictionary.
 _MESSAGE = {
     "role": str,  # a plain string in the proto; which ones the service takes is not checked
     "text": str,
@@ -34,59 +32,75 @@ _COMPLETION_REQUEST = {
     "parallelToolCalls": bool,
     "toolChoice": {"mode": {"TOOL_CHOICE_MODE_UNSPECIFIED", "NONE", "AUTO", "REQUIRED"}, "functionName": str},
 }
-_ONE_OF = {"text", "toolCallList", "toolResultList"}, {"jsonObject", "jsonSchema"}, {"mode", "functionName"}
+_INSTRUCT_REQUEST = {
+    "model": str,
+    "generationOptions": {"partialResults": bool, "temperature": (float, 0, 1), "maxTokens": (int, 1, 7400)},
+    "instructionText": str,
+    "instructionUri": str,
+    "requestText": str,
+}
+_ONE_OF = (
+    *({"text", "toolCallList", "toolResultList"}, {"jsonObject", "jsonSchema"}, {"mode", "functionName"}),
+    {"instructionText", "instructionUri"},
+)
 
 
 class InvalidRequest(ValueError):
     """Refused with code 3; the text is the one the service would give, or one in its manner."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What the emulator needs of one request."""
 
     sha256: str  # of the body as JSON with sorted keys: what makes a request distinct
-    folder: str
-    text: str  # of the last message; "" when it carries tool results
-    characters: int  # of all messages
+    api: str  # "completion" or "instruct"
+    folder: str  # "" when the request names none
+    text: str  # of the last message, or the request's; "" for tool results
+    characters: int  # of all texts
 
 
-def read_request(body: bytes) -> Request:
-    """Read and check one body.
+def read_request(body: bytes, api: str) -> Request:
+    """Read and check one body of an API: ``completion`` or ``instruct``.
 
     Raises:
-        InvalidRequest: it is not JSON, not a CompletionRequest, or breaks a limit of the service.
+        InvalidRequest: it is not JSON, not a request of this API, or breaks a limit of the service.
     """
     try:
         document = orjson.loads(body)
         canonical = orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
     except (orjson.JSONDecodeError, orjson.JSONEncodeError) as exc:
         raise InvalidRequest(f"cannot read the body as JSON: {exc}") from exc
-    request = _message(document, _COMPLETION_REQUEST, "request")
-    folder = _folder(request.get("modelUri", ""))
-    texts = [_checked_text(message) for message in request.get("messages", ())]
-    if not texts:
-        raise InvalidRequest("messages must not be empty")
-    return Request(hashlib.sha256(canonical).hexdigest(), folder, texts[-1], sum(map(len, texts)))
+    fields, read = _READERS[api]
+    folder, texts = read(_message(document, fields, "request"))
+    for text in texts:
+        if len(text) > 100_000:
+            raise InvalidRequest(f"text length is {len(text)}, which is outside the range (0, 100000]")
+    return Request(hashlib.sha256(canonical).hexdigest(), api, folder, texts[-1], sum(map(len, texts)))
 
 
-def _folder(model_uri: str) -> str:
+def _completion(request: dict[str, Any]) -> tuple[str, list[str]]:
+    """The folder, and the text of each message: "" for tool calls and their results."""
+    model_uri, messages = request.get("modelUri", ""), request.get("messages")
     match = _MODEL_URI.fullmatch(model_uri)
     if match is None:
         raise InvalidRequest("Failed to parse model URI" if model_uri else "invalid model_uri")
-    return match[1]
-
-
-def _checked_text(message: dict[str, Any]) -> str:
-    if "toolCallList" in message or "toolResultList" in message:
-        return ""
-    text: str = message.get("text", "")
-    if not text:
+    if not messages:
+        raise InvalidRequest("messages must not be empty")
+    if not all(message.keys() & {"toolCallList", "toolResultList"} or message.get("text") for message in messages):
         raise InvalidRequest("empty message text")
-    if len(text) > MAX_TEXT_CHARACTERS:
-        limits = f"(0, {MAX_TEXT_CHARACTERS}]"
-        raise InvalidRequest(f"text length is {len(text)}, which is outside the range {limits}")
-    return text
+    return match[1], [message.get("text", "") for message in messages]
+
+
+def _instruct(request: dict[str, Any]) -> tuple[str, list[str]]:
+    """No folder, which only the key or a header can tell; the instruction and the request."""
+    if not 0 < len(request.get("model", "")) <= 50:  # [P] the most; [I] that a model must be named
+        raise InvalidRequest("model must have 1 to 50 characters")
+    if not request.get("requestText"):
+        raise InvalidRequest("empty request text")
+    return "", [request.get("instructionText", ""), request["requestText"]]
+
+
+_READERS = {"completion": (_COMPLETION_REQUEST, _completion), "instruct": (_INSTRUCT_REQUEST, _instruct)}
 
 
 def _message(value: object, fields: dict[str, Any], place: str) -> dict[str, Any]:

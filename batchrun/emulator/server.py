@@ -17,7 +17,7 @@ from .faults import COUNTED_FAULTS, Draws, Ending, Plan, Settings
 from .operations import Book, SlidingWindow
 from .requests import InvalidRequest, read_request
 
-SUBMIT = "POST /foundationModels/v1/completionAsync"
+SUBMITS = {"POST /foundationModels/v1/completionAsync": "completion", "POST /llm/v1alpha/instructAsync": "instruct"}
 POLL = "GET /operations/"
 QUOTAS = {"rps": "RequestsPerSecond", "rph": "RequestsPerHour", "read_rps": "ResultRequestsPerSecond"}
 OTHER_COUNTERS = (
@@ -50,8 +50,8 @@ class Service:
             if call == "GET /_stats":
                 payments = {} if request.query.get("totals") == "1" else {"payments": self._book.payments()}
                 return _response(self._totals() | payments)
-            if call == SUBMIT:
-                return await self._submit(request)
+            if call in SUBMITS:
+                return await self._submit(request, SUBMITS[call])
             if call.startswith(POLL):
                 return await self._poll(request, _readable(call.removeprefix(POLL)))
             raise Refused(404, "Not Found")
@@ -65,34 +65,34 @@ class Service:
             headers["Location"] = request.path
         if http == 429 and self._plan.settings.retry_after:
             headers["Retry-After"] = str(self._plan.settings.retry_after)
-        error = shapes.error(http, text, headers["x-request-id"], of_submit=call == SUBMIT)
+        error = shapes.error(http, text, headers["x-request-id"], of_submit=call in SUBMITS)
         return _response(error, http, **headers)
 
-    async def _submit(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _submit(self, request: web.BaseRequest, api: str) -> web.StreamResponse:
         for window in self._received.values():
             window.add(time.monotonic())
         self._authorise(request, "submits")
-        wanted = read_request(await request.read())
+        wanted = read_request(await request.read(), api)
         own = self._plan.settings.folder
-        for given in (wanted.folder, _readable(request.headers.get("x-folder-id", own))):
+        for given in (wanted.folder or own, _readable(request.headers.get("x-folder-id", own))):
             if own not in ("", given):
                 raise InvalidRequest(shapes.FOLDER_MISMATCH.format(given, own))
         settings = self._plan.for_text(wanted.text)
-        draws = Draws(settings.seed, bytes.fromhex(wanted.sha256), str(self._book.seen[wanted.sha256]))
-        meet = partial(self._meet, request, settings, draws)
+        draws = Draws(settings, bytes.fromhex(wanted.sha256), str(self._book.seen[wanted.sha256]))
+        meet = partial(self._meet, request, draws)
         await meet("status")
         self._keep_quotas("refused_quota", "rps", "rph")
         self._book.seen[wanted.sha256] += 1
         if dropped := await meet("reset", "refuse", "error_before"):
             return dropped
         earlier_id = next(reversed(self._book.operations), None)
-        operation = self._book.accept(wanted, settings, draws)  # paid from here on, whatever the client gets to see
+        operation = self._book.accept(wanted, draws)  # paid from here on, whatever the client gets to see
         if operation.ending is not Ending.FINAL:
             self._counts[operation.ending] += 1
         document = shapes.operation_document(operation, settings, done=False)
         if dropped := await meet("slow", "lost"):
             return dropped
-        if earlier_id and draws.hit(settings, "same_id"):
+        if earlier_id and draws.hit("same_id"):
             self._counts["same_id"] += 1
             document["id"] = earlier_id
         body = orjson.dumps(document)
@@ -104,7 +104,7 @@ class Service:
         settings = self._plan.for_text(operation.text) if operation else self._plan.settings
         digest = bytes.fromhex(operation.request) if operation else operation_id.encode()
         occasion = f"{operation.occurrence if operation else 'unknown'} poll {self._polls[operation_id] + 1}"
-        meet = partial(self._meet, request, settings, Draws(settings.seed, digest, occasion))
+        meet = partial(self._meet, request, Draws(settings, digest, occasion))
         await meet("poll_status")
         self._keep_quotas("polls_refused_quota", "read_rps")
         self._polls[operation_id] += 1
@@ -139,21 +139,16 @@ class Service:
             self._admitted[name].add(now)
 
     async def _meet(
-        self,
-        request: web.BaseRequest,
-        settings: Settings,
-        draws: Draws,
-        *faults: str,
-        body: bytes = b"",
+        self, request: web.BaseRequest, draws: Draws, *faults: str, body: bytes = b""
     ) -> web.Response | None:
         """Meet these faults in their order. Those that happen are counted; the first that can answer does."""
         for fault in faults:
-            if not draws.hit(settings, fault):
+            if not draws.hit(fault):
                 continue
             self._counts[fault] += 1
             match fault.removeprefix("poll_"):
                 case "slow":
-                    await asyncio.sleep(getattr(settings, fault))
+                    await asyncio.sleep(getattr(draws.settings, fault))
                 case "reset" | "lost" as kind:
                     return _dropped(request, with_reset=kind == "reset")
                 case "cut":  # promise the whole body, send half of it, close the connection
@@ -163,7 +158,7 @@ class Service:
                 case "garbled":
                     return _response(shapes.HTML_ERROR, content_type="text/html")
                 case kind:
-                    http = {"status": getattr(settings, fault), "refuse": 429}.get(kind, 503)
+                    http = {"status": getattr(draws.settings, fault), "refuse": 429}.get(kind, 503)
                     raise Refused(http, shapes.TEXTS.get(http, f"the emulator was told to answer {http}"))
         return None
 

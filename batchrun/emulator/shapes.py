@@ -40,7 +40,7 @@ def operation_document(operation: Operation, settings: Settings, *, done: bool) 
         )
         document["error"] = {"code": operation.fail_code, "message": message, "details": []}
     elif done and operation.ending is not Ending.NEITHER:
-        document["response"] = _completion(operation, settings)
+        document["response"] = _response(operation, settings)
     if settings.null_timestamps:  # [W] as image generation answers
         document |= {"createdAt": None, "modifiedAt": None}
     if settings.omit_null:  # [P] a missing field means the same as a null one
@@ -55,8 +55,8 @@ def _timestamp(at: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
-def _completion(operation: Operation, settings: Settings) -> Json:
-    """[P] a CompletionResponse inside ``Any``; [R] one alternative, counts as strings; [I] their values.
+def _response(operation: Operation, settings: Settings) -> Json:
+    """[P] a CompletionResponse or InstructResponse inside ``Any``, int64 as strings; [R] one alternative; [I] values.
 
     [I] the text: stable for a request, plain about its origin, and never more than 60 characters of the prompt.
     """
@@ -68,6 +68,12 @@ def _completion(operation: Operation, settings: Settings) -> Json:
     elif operation.ending is Ending.TRUNCATE:
         text, status = text[: len(text) // 2], "TRUNCATED_FINAL"
     prompt_tokens, answer_tokens = max(1, operation.characters // 3), max(1, len(text) // 3)
+    if operation.api == "instruct":  # [P] has no status; [I] the name of the type
+        return {
+            "@type": "type.googleapis.com/yandex.cloud.ai.llm.v1alpha.InstructResponse",
+            "alternatives": [{"text": text, "score": -0.5, "numTokens": str(answer_tokens)}],
+            "numPromptTokens": str(prompt_tokens),
+        }
     details = {"completionTokensDetails": {"reasoningTokens": "0"}}
     return {
         "@type": "type.googleapis.com/yandex.cloud.ai.foundation_models.v1.CompletionResponse",

@@ -28,6 +28,15 @@ def body(text: str = "Capital of Serbia?", **changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def instruction(text: str = "Capital of Serbia?", **changes: Any) -> dict[str, Any]:
+    return {
+        "model": "general",
+        "generationOptions": {"partialResults": False, "temperature": 0.2, "maxTokens": "800"},
+        "instructionText": "One word.",
+        "requestText": text,
+    } | changes
+
+
 @dataclass(frozen=True)
 class Reply:
     status: int

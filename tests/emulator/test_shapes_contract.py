@@ -11,11 +11,12 @@ pytest.importorskip("yandexcloud")
 from google.protobuf import json_format
 from google.rpc import error_details_pb2, status_pb2
 from yandex.cloud.ai.foundation_models.v1.text_generation import text_generation_service_pb2 as generation
+from yandex.cloud.ai.llm.v1alpha import llm_service_pb2 as llm
 from yandex.cloud.operation.operation_pb2 import Operation
 
 from batchrun.emulator.requests import InvalidRequest, read_request
 
-from .client import AT_ONCE, Client, Reply, body, visit
+from .client import AT_ONCE, Client, Reply, body, instruction, visit
 
 STYLES = ["", "omit_null=1", "null_timestamps=1", "no_reasoning_details=1", "random_key_order=1"]
 
@@ -58,6 +59,21 @@ def test_a_finished_operation_holds_an_official_completion_response(fault: str, 
     visit(story, f"{AT_ONCE},{fault},{style}")
 
 
+@pytest.mark.parametrize("fault", ["", "filter=1", "truncate=1", *STYLES[1:]])
+def test_a_finished_instruction_holds_an_official_instruct_response(fault: str) -> None:
+    async def story(client: Client) -> None:
+        content = json.dumps(instruction("Где? \u0000\u202e")).encode()
+        submitted = await client.request("POST", "/llm/v1alpha/instructAsync", content)
+        operation = as_operation(await client.poll(as_operation(submitted).id))
+        response = llm.InstructResponse()
+        assert operation.response.Unpack(response)
+        (alternative,) = response.alternatives
+        assert alternative.text
+        assert min(alternative.num_tokens, response.num_prompt_tokens) >= 1
+
+    visit(story, f"{AT_ONCE},{fault}")
+
+
 def test_a_failed_operation_holds_an_official_status() -> None:
     async def story(client: Client) -> None:
         operation = as_operation(await client.poll(await client.submit_for_id()))
@@ -84,7 +100,7 @@ MESSAGE = {"role": "user", "text": "hi"}
 CALL = {"functionCall": {"name": "f", "arguments": {"x": 1}}}
 RESULT = {"functionResult": {"name": "f", "content": "1"}}
 
-ACCEPTED = {
+ACCEPTED: dict[str, dict[str, Any]] = {
     "as the documentation has it": {},
     "int64 as a number": {"completionOptions": {"maxTokens": 2000}},
     "int64 as a whole float": {"completionOptions": {"maxTokens": 2000.0}},
@@ -107,7 +123,7 @@ ACCEPTED = {
     "a oneof with one null": {"jsonObject": None, "jsonSchema": {"schema": {}}},
 }
 
-REFUSED_BY_BOTH = {
+REFUSED_BY_BOTH: dict[str, dict[str, Any]] = {
     "int64 with a fraction": {"completionOptions": {"maxTokens": 2000.5}},
     "int64 as words": {"completionOptions": {"maxTokens": "abc"}},
     "int64 as a boolean": {"completionOptions": {"maxTokens": True}},
@@ -128,17 +144,48 @@ REFUSED_BY_BOTH = {
 }
 
 
-@pytest.mark.parametrize("changes", ACCEPTED.values(), ids=ACCEPTED.keys())
-def test_what_the_official_parser_accepts_is_accepted(changes: dict[str, Any]) -> None:
-    content = json.dumps(body(**changes)).encode()
-    json_format.Parse(content, generation.CompletionRequest())
-    read_request(content)
+INSTRUCTIONS_ACCEPTED: dict[str, dict[str, Any]] = {
+    "as the documentation has it": {},
+    "snake_case": {"generationOptions": None, "generation_options": {"max_tokens": 7400, "partial_results": True}},
+    "null is absent": {"instructionText": None, "instructionUri": "s3://bucket/key", "generationOptions": None},
+    "numbers as text": {"generationOptions": {"temperature": "0.5", "maxTokens": "1"}},
+}
+INSTRUCTIONS_REFUSED_BY_BOTH: dict[str, dict[str, Any]] = {
+    "an unknown field": {"modelUri": "gpt://b1g/yandexgpt"},
+    "an unknown inner field": {"generationOptions": {"stream": True}},
+    "both instructions": {"instructionUri": "s3://bucket/key"},
+    "both spellings": {"request_text": "again"},
+    "int64 with a fraction": {"generationOptions": {"maxTokens": 1.5}},
+    "int64 as a boolean": {"generationOptions": {"maxTokens": True}},
+    "a request as a number": {"requestText": 5},
+    "a request as a list": {"requestText": ["hi"]},
+}
 
 
-@pytest.mark.parametrize("changes", REFUSED_BY_BOTH.values(), ids=REFUSED_BY_BOTH.keys())
-def test_what_the_official_parser_refuses_is_refused(changes: dict[str, Any]) -> None:
-    content = json.dumps(body(**changes)).encode()
+def named(api: str, cases: dict[str, dict[str, Any]]) -> list[Any]:
+    return [pytest.param(api, changes, id=f"{api}: {name}") for name, changes in cases.items()]
+
+
+def written(api: str, changes: dict[str, Any]) -> tuple[bytes, Any]:
+    """A request as JSON, and the official message that it should be."""
+    if api == "instruct":
+        return json.dumps(instruction(**changes)).encode(), llm.InstructRequest()
+    return json.dumps(body(**changes)).encode(), generation.CompletionRequest()
+
+
+@pytest.mark.parametrize(("api", "changes"), named("completion", ACCEPTED) + named("instruct", INSTRUCTIONS_ACCEPTED))
+def test_what_the_official_parser_accepts_is_accepted(api: str, changes: dict[str, Any]) -> None:
+    content, message = written(api, changes)
+    json_format.Parse(content, message)
+    read_request(content, api)
+
+
+@pytest.mark.parametrize(
+    ("api", "changes"), named("completion", REFUSED_BY_BOTH) + named("instruct", INSTRUCTIONS_REFUSED_BY_BOTH)
+)
+def test_what_the_official_parser_refuses_is_refused(api: str, changes: dict[str, Any]) -> None:
+    content, message = written(api, changes)
     with pytest.raises(json_format.ParseError):
-        json_format.Parse(content, generation.CompletionRequest())
+        json_format.Parse(content, message)
     with pytest.raises(InvalidRequest):
-        read_request(content)
+        read_request(content, api)
