@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,16 @@ DEFAULT_RPH = 4970
 DEFAULT_READ_RPS = 40.0
 READS_PER_SUBMIT = 4.4
 DEFAULT_CONCURRENCY = 8
+REMEMBERED = ("endpoint", "emulator_faults", "rps", "rph", "read_rps", "concurrency", "on_ambiguous", "limit")
+REMEMBERED += ("max_failures",)
 
 
 @dataclass(frozen=True, slots=True)
 class JobConfig:
-    """One run, fully decided. Rates are per second, ``rph`` per 60 minutes."""
+    """One run, fully decided. Rates are per second, ``rph`` per 60 minutes, ``deadline`` is on the monotonic clock.
+
+    ``beside`` are the ledgers of the jobs that share the hour with this one.
+    """
 
     input: Path
     paths: JobPaths
@@ -34,6 +40,15 @@ class JobConfig:
     read_rps: float = DEFAULT_READ_RPS
     concurrency: int = DEFAULT_CONCURRENCY
     on_ambiguous: OnAmbiguous = "resubmit"
+    max_failures: str = "0"
+    if_finished: str = "keep"
+    collect_only: bool = False
+    deadline: float | None = None
+    beside: tuple[Path, ...] = ()
+
+    def remembered(self) -> str:
+        """What ``batchrun resume`` must know beside the settings, as JSON."""
+        return json.dumps({name: getattr(self, name) for name in REMEMBERED})
 
 
 def read_rps_for(rps: float) -> float:

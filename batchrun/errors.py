@@ -70,6 +70,15 @@ class NoSuccess(TryLater):
         )
 
 
+class DeadlineReached(TryLater):
+    """The time that was given is over."""
+
+    label = ""
+
+    def __init__(self) -> None:
+        super().__init__("stopped at the deadline", remedy="run the same command again to continue")
+
+
 class Interrupted(BatchrunError):
     """A signal asked for the end. The exit code is the shell's: 128 and the signal's number."""
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import stat
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from batchrun.channel import Channel
 from batchrun.config import JobConfig
-from batchrun.errors import DISK, BatchrunError, DiskProblem, Interrupted
+from batchrun.errors import DISK, BatchrunError, DeadlineReached, DiskProblem, Interrupted
 from batchrun.log import event
 from batchrun.pacing import HOUR_S, HourWindow, Outage, Pacer
 from batchrun.providers.base import Provider
@@ -41,7 +43,7 @@ GRACE_S = 10.0
 class Progress:
     """The live parts of a run that a screen may read. The ledger is the truth; these are quicker to ask."""
 
-    total: int | None
+    begun: Summary
     backlog: Backlog
     tracker: Tracker
     submitter: Submitter
@@ -60,22 +62,31 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
     """
     started_at = time.time()
     with on_signals(_interrupt), recover(config, started_at) as recovered:
-        problem = None
+        ledger, problem = recovered.ledger, None
+        if ledger.job().options != config.remembered():
+            with ledger.transaction():
+                ledger.save_options(config.remembered())
         if recovered.has_work:
             problem = work_through(config, recovered, environ, screen)
         with on_signals(lambda number: None):  # a few files are left to bring in step
-            summary = summarize(recovered.ledger, recovered.source.records)
-            if problem is None and summary.unsent and config.limit is None:
+            summary = summarize(ledger, recovered.source.records)
+            if problem is None and summary.unsent and config.limit is None and not config.collect_only:
                 problem = DiskProblem(
                     f"the ledger `{config.paths.ledger}` says that all is done, and {summary.unsent:,} were never sent",
                     remedy="it is damaged; --new-run begins anew and pays again",
                 )
-            code = summary.job_exit_code() if problem is None else problem.exit_code
+            code = summary.job_exit_code(config.max_failures) if problem is None else problem.exit_code
             if code != DISK:  # a disk that has failed is not written to again; the next start looks closely
                 close_job(config, recovered, code, problem)
         event("finished", exit_code=code, **{str(state): count for state, count in summary.counts.items()})
+        lost_meta = recovered.has_work and not stat.S_ISREG(os.fstat(recovered.source.fd).st_mode)
     return replace(
-        summary, exit_code=code, problem=problem, put_aside=recovered.put_aside, seconds=time.time() - started_at
+        summary,
+        exit_code=code,
+        problem=problem,
+        put_aside=recovered.put_aside,
+        lost_meta=lost_meta,
+        seconds=time.time() - started_at,
     )
 
 
@@ -110,13 +121,20 @@ async def work(
     ledger, source, settings = recovered.ledger, recovered.source, config.settings
     operations = ledger.open_operations()
     stop, outage, disk = Stop(), Outage(MAX_OUTAGE_S), Disk(config.paths)
+    if config.deadline is not None:
+        wait_s = max(0.0, config.deadline - time.monotonic())
+        asyncio.get_running_loop().call_later(wait_s, stop.request, DeadlineReached())
     submit_pacer, read_pacer = Pacer(config.rps, _hour_window(config, ledger)), Pacer(config.read_rps)
     records = Channel[Record](QUEUE_RECORDS, QUEUE_BYTES)
     answers = Channel[Answered](QUEUE_RECORDS, QUEUE_BYTES)
+    begun = summarize(ledger, source.records)
+    event("begun", open=len(operations), to_send=0 if config.collect_only else begun.unsent)
+    if config.collect_only:
+        records.close()  # whatever the reader has for it is not sent
 
     with on_signals(stop.on_signal):
         async with open_provider(config, environ) as provider, open_storage(recovered) as storage:
-            backlog = Backlog(summarize(ledger).counts)
+            backlog = Backlog(begun.counts)
             reader = Reader(source, storage, backlog, stop)
             tracker = Tracker(provider, storage, backlog, stop, read_pacer, outage, operations, source.fd)
             submitter = Submitter(
@@ -147,7 +165,7 @@ async def work(
                     stages.create_task(disk.watch(stop, lambda: not len(tracker)), name="disk"),
                 ]
                 if screen is not None:
-                    shown = Progress(source.records, backlog, tracker, submitter, stop)
+                    shown = Progress(begun, backlog, tracker, submitter, stop)
                     watchers.append(stages.create_task(screen(shown), name="screen"))
                 await writer.run(answers)
                 await asyncio.wait([reading, sending, polling])
@@ -214,10 +232,13 @@ async def open_storage(recovered: Recovered) -> AsyncIterator[Storage]:
 
 
 def _hour_window(config: JobConfig, ledger: Ledger) -> HourWindow:
-    """The submissions of the last hour, moved from the ledger's wall clock to this process's monotonic one."""
+    """The submissions of the last hour, of jobs beside this one too, moved from the wall clock to our monotonic one."""
     wall = time.time()
     past = ledger.submissions_since(wall - HOUR_S - 1)
-    return HourWindow.restored(config.rph, past, wall=wall, now=time.monotonic())
+    for path in config.beside:
+        with suppress(BatchrunError), closing(Ledger.read_only(path)) as other:
+            past += other.submissions_since(wall - HOUR_S - 1)
+    return HourWindow.restored(config.rph, sorted(past), wall=wall, now=time.monotonic())
 
 
 def _interrupt(number: int) -> None:

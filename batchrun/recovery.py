@@ -7,6 +7,7 @@ aside.  4. One closing commit.  5. Same settings?  6. Same input?  Only then may
 from __future__ import annotations
 
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -15,15 +16,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import batchrun
-from batchrun.check import Source
+from batchrun.check import Source, reading_of
 from batchrun.config import JobConfig
-from batchrun.errors import BatchrunError, InputProblem
+from batchrun.errors import BatchrunError, InputProblem, UsageProblem
 from batchrun.intake import from_output, open_input, settle_input
 from batchrun.log import event
 from batchrun.record import Settings, State, after_crash
 from batchrun.storage.jobdir import JobDir, JobPaths
 from batchrun.storage.ledger import Ledger
 from batchrun.storage.results import Results
+from batchrun.summary import summarize
 from batchrun.tail import (
     Kept,
     lock_output,
@@ -58,16 +60,18 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
         BatchrunError: nothing was sent, and what it names must be seen to first.
     """
     with ExitStack() as held:
-        input_fd = open_input(config.input, config.paths)
+        input_fd = open_input(config.input, config.paths) if not config.collect_only else open_if_there(config)
         held.callback(os.close, input_fd)
         jobdir, put_aside = JobDir.take(config.paths), None
-        if config.new_run:
+        if config.new_run or (config.if_finished == "new" and has_finished(jobdir, config.limit)):
             jobdir, put_aside = start_over(jobdir, now)
         held.callback(jobdir.release)
         refused = held.enter_context(ExitStack())
         refused.callback(jobdir.discard_if_made)
         ledger = held.enter_context(closing(Ledger.open(jobdir.make_ledger_file())))
         is_new = not ledger.exists()
+        if is_new and config.collect_only:
+            raise UsageProblem(f"{config.paths.output} has no job yet", remedy="run it without --collect-only first")
         if is_new or not ledger.has_operations():
             refuse_foreign_file(config.paths.output, config.paths)
         if is_new:
@@ -78,7 +82,9 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
         run_id = close_the_books(ledger, results, jobdir, config, now)
         try:
             settle_settings(ledger, config)
-            source = settle_input(ledger, input_fd, config)
+            source = (
+                settle_input(ledger, input_fd, config) if not config.collect_only else unread(ledger, input_fd, config)
+            )
             if results is None:
                 results = held.enter_context(closing(make_output(config.paths)))
         except BatchrunError as problem:
@@ -87,13 +93,25 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
             raise
         refused.pop_all()
         results.end = ledger.job().out_committed
-        yield Recovered(ledger, results, source, run_id, _has_work(ledger, source), put_aside)
+        waiting = (State.OPEN,) if config.collect_only else (State.NEW, State.OPEN)
+        has_work = source.first_offset < source.end or any(row["state"] in waiting for row in ledger.tally())
+        yield Recovered(ledger, results, source, run_id, has_work, put_aside)
 
 
-def _has_work(ledger: Ledger, source: Source) -> bool:
-    return source.first_offset < source.end or any(
-        row["state"] in (State.NEW, State.INTENT, State.OPEN) for row in ledger.tally()
-    )
+def open_if_there(config: JobConfig) -> int:
+    """The input; nothing in its place if it is gone. Answers can be fetched without it."""
+    try:
+        return open_input(config.input, config.paths)
+    except UsageProblem as problem:
+        event("input_missing", logging.WARNING, cause=problem.cause)
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def unread(ledger: Ledger, fd: int, config: JobConfig) -> Source:
+    """An input of which nothing more is sent: each record that was sent is found in its place, or not at all."""
+    job, reading = ledger.job(), reading_of(config.settings, fd, os.fstat(fd).st_size)
+    start = job.low_water_line, job.low_water_offset
+    return Source(config.input, fd, 0, job.input_records, None, *start, reading=reading)
 
 
 # --- 0: the files and the locks ---
@@ -108,6 +126,12 @@ def start_over(jobdir: JobDir, now: float) -> tuple[JobDir, str]:
     fresh = JobDir.take(jobdir.paths)
     jobdir.release()
     return fresh, suffix
+
+
+def has_finished(jobdir: JobDir, limit: int | None) -> bool:
+    """Whether the job that is there has nothing left to do."""
+    with closing(Ledger.read_only(jobdir.make_ledger_file())) as ledger:
+        return ledger.exists() and summarize(ledger).is_finished(limit)
 
 
 def refuse_foreign_file(path: Path, paths: JobPaths) -> None:

@@ -20,7 +20,8 @@ class Summary:
     """Where a job stands. ``total`` is None where the input was never read whole.
 
     ``maybe_paid`` counts records that were possibly paid twice, ``named`` are the first of them as (line, id).
-    ``failed_kinds`` are those of the FAILED records alone: (kind, records, first line).
+    ``failed_kinds`` are those of the FAILED records alone: (kind, records, first line). ``lost_meta``: answers were
+    written without their ``meta``, because the input was not there.
     """
 
     counts: dict[State, int]
@@ -35,6 +36,7 @@ class Summary:
     exit_code: int | None = None
     problem: BatchrunError | None = None
     put_aside: str | None = None
+    lost_meta: bool = False
 
     @property
     def unsent(self) -> int | None:
@@ -43,11 +45,20 @@ class Summary:
             return None
         return max(0, self.total - sum(self.counts.values())) + self.counts[State.NEW]
 
-    def job_exit_code(self) -> int:
-        """What the exit code says of a job that has nothing left to do."""
+    def is_finished(self, limit: int | None = None) -> bool:
+        """Whether each of the records, or of the first so many, is settled, and nothing else is on its way."""
+        wanted = min((count for count in (self.total, limit) if count is not None), default=None)
+        live = sum(self.counts[state] for state in (State.NEW, State.INTENT, State.OPEN))
+        return wanted is not None and not live and sum(self.counts.values()) >= wanted
+
+    def job_exit_code(self, max_failures: str = "0") -> int:
+        """What the exit code says of a job that has nothing left to do. Failures are allowed only beside answers."""
         if self.counts[State.HELD] or self.counts[State.EXPIRED]:
             return DECISION
-        return 1 if self.counts[State.FAILED] else 0
+        allowed = float(max_failures.removesuffix("%"))
+        if max_failures.endswith("%"):
+            allowed *= sum(self.counts.values()) / 100
+        return 1 if self.counts[State.FAILED] > (allowed if self.counts[State.DONE] else 0) else 0
 
 
 def summarize(ledger: Ledger, total: int | None = None) -> Summary:

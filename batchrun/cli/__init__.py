@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
@@ -19,7 +20,10 @@ from batchrun.errors import DISK, BatchrunError, UsageProblem
 from batchrun.log import keep_secret, redact
 
 VERBS = {
-    "Work": {"run": "send a file (* runs when no command is named)"},
+    "Work": {
+        "run": "send a file (* runs when no command is named)",
+        "resume": "continue a job, or every unfinished job below a folder, with its stored settings",
+    },
     "Look": {
         "check": "read the whole input and say what is wrong with it; send nothing",
         "status": "progress, failures and what to do next, from any terminal",
@@ -97,7 +101,7 @@ def main() -> None:
         if isinstance(stream := getattr(sys, name), TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     keep_secret(os.environ.get(name, "").strip() for name in ("YC_API_KEY", "YC_IAM_TOKEN", "YC_FOLDER_ID"))
-    code = _exit_code()
+    code = exit_code_of(lambda: cli.main(prog_name="batchrun", standalone_mode=False))
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -106,9 +110,10 @@ def main() -> None:
     sys.exit(code)
 
 
-def _exit_code() -> int:
+def exit_code_of(command: Callable[[], int | None]) -> int:
+    """Do it. Whatever ends it early is told in words."""
     try:
-        return cli.main(prog_name="batchrun", standalone_mode=False) or 0
+        return command() or 0
     except SystemExit:  # click's, when a pipe broke: of `status | head`, the reader has seen enough
         return 0
     except click.exceptions.NoArgsIsHelpError as problem:

@@ -6,8 +6,11 @@ import difflib
 import logging
 import math
 import os
+import re
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,10 +77,51 @@ class Number(click.FloatRange):
         return number
 
 
+class Deadline(click.ParamType[float]):
+    """``06:00``, ``5h``, ``90m`` or ``30s``: when that is, on the monotonic clock."""
+
+    name = "deadline"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if found := re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([hms])", value):
+            return time.monotonic() + float(found[1]) * {"h": 3600, "m": 60, "s": 1}[found[2]]
+        if not re.fullmatch(r"([01]?\d|2[0-3]):[0-5]\d", value):
+            self.fail(f"'{value}' is neither a time as 06:00 nor a while as 5h, 90m or 30s", param, ctx)
+        hour, minute = map(int, value.split(":"))
+        now = datetime.fromtimestamp(time.time())
+        at = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+        return time.monotonic() + (at if at > now else at + timedelta(days=1)).timestamp() - now.timestamp()
+
+
+class Share(click.ParamType[str]):
+    """``60`` or ``1%``."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"\d{1,12}|(100|\d{1,2}(\.\d+)?)%", value):
+            self.fail(f"'{value}' is neither a number nor a share as 1%", param, ctx)
+        return str(value)
+
+
 COUNT = click.IntRange(min=1)
 RATE = Number(0.001, 100_000)  # what a clock can keep
 READ_RATE = f"{defaults.DEFAULT_READ_RPS:g}, or {defaults.READS_PER_SUBMIT} x --rps if more"
 option = partial(click.option, cls=Option)
+OF_EVERY_START = (
+    option("--deadline", type=Deadline(), metavar="WHEN", help="stop cleanly at 06:00, or after 5h or 90m; exit 75"),
+    option("--collect-only", is_flag=True, help="fetch the answers that are paid for, send nothing"),
+    option("-q", "--quiet", is_flag=True, help="errors only"),
+    option("-v", "--verbose", is_flag=True, help="log each operation, to stderr unless --log-file is given"),
+    option("--log-file", type=PATH, metavar="FILE", help="append the log to this file"),
+)
+
+
+def of_every_start(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the options that ``run`` and ``resume`` share."""
+    for each in reversed(OF_EVERY_START):
+        command = each(command)
+    return command
 
 
 @click.command(cls=Sections, context_settings=SETTINGS)
@@ -142,10 +186,17 @@ option = partial(click.option, cls=Option)
 @option(
     "--new-run", is_flag=True, allow_from_autoenv=False, help="put the old results aside and pay for everything again"
 )
+@option(
+    "--if-finished",
+    type=click.Choice(["keep", "new"]),
+    default="keep",
+    metavar="WHAT",
+    allow_from_autoenv=False,
+    help="the job is finished: keep it, or new: put it aside and begin anew",
+)
 @option("--dry-run", is_flag=True, help="check, count and estimate; send nothing and make no file")
-@option("-q", "--quiet", is_flag=True, help="errors only")
-@option("-v", "--verbose", is_flag=True, help="log each operation, to stderr unless --log-file is given")
-@option("--log-file", type=PATH, metavar="FILE", help="append the log to this file")
+@option("--max-failures", type=Share(), default="0", metavar="N|P%", help="exit 0 up to so many failed records")
+@of_every_start
 def run(**options: Any) -> int:
     """Send every record of INPUT once and write the answers to OUTPUT.
 
@@ -158,7 +209,8 @@ def run(**options: Any) -> int:
       batchrun reviews.jsonl -o first.jsonl --limit 10
       batchrun reviews.jsonl -o try.jsonl --provider emulator
 
-    Every option can also come from the environment as BATCHRUN_<OPTION>, except --new-run.
+    Every option can also come from the environment as BATCHRUN_<OPTION>, except --new-run and
+    --if-finished.
     """
     config = config_of(options)
     if options["dry_run"]:
@@ -181,15 +233,26 @@ def run_job(config: JobConfig, *, quiet: bool, always_say: bool = False) -> int:
         from batchrun.cli.screen import show
 
         screen = show(config)
-    summary = job.run(config, os.environ, screen)
+    return conclude(job.run(config, os.environ, screen), config, speaks=speaks)
+
+
+def conclude(summary: Summary, config: JobConfig, *, speaks: bool) -> int:
+    """Say how it ended, as far as somebody wants to know. Returns the exit code."""
+    if summary.lost_meta:
+        say(f"batchrun: {config.input} is not there: the answers in {config.paths.output} have no meta")
     if speaks:
         print_summary(summary, config)
     if summary.problem is not None:
         return report_problem(summary.problem)
     if summary.exit_code and not speaks:
-        say(f"batchrun: {headline(summary)}")
-        say(f"  see {config.paths.failures}, or: batchrun status {config.paths.output}")
+        say_unwell(summary, config.paths)
     return summary.exit_code or 0
+
+
+def say_unwell(summary: Summary, paths: JobPaths) -> None:
+    """The two lines of a job whose end somebody should know of."""
+    say(f"batchrun: {headline(summary)}")
+    say(f"  see {paths.failures}, or: batchrun status {paths.output}")
 
 
 def print_summary(summary: Summary, config: JobConfig) -> None:
@@ -218,6 +281,8 @@ def config_of(options: dict[str, Any]) -> JobConfig:
         raise UsageProblem(f"{options['output']} is a directory", remedy="name a file with -o")
     if not options["output"].parent.is_dir():
         raise DiskProblem(f"there is no folder {options['output'].parent}", remedy="make it, or choose another -o")
+    if options["collect_only"] and (options["new_run"] or options["if_finished"] == "new"):
+        raise UsageProblem("--collect-only begins no new job", remedy="leave out --new-run and --if-finished")
     if options["emulator_faults"] and options["provider"] != "emulator":
         raise UsageProblem("--emulator-faults goes with --provider emulator", remedy="leave one of them out")
     if options["provider"] == "emulator":

@@ -28,7 +28,8 @@ def show(config: JobConfig) -> job.Screen:
         columns = (TextColumn("{task.description:>9}"), BarColumn(width), MofNCompleteColumn(), TaskProgressColumn())
         note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
         bars = Progress(*columns, note, console=console, auto_refresh=False, speed_estimate_period=10)
-        total = progress.total
+        total, begun = progress.begun.total, progress.begun
+        to_send = "" if begun.unsent is None or config.collect_only else f", {begun.unsent:,} to send"
         submitted = bars.add_task("submitted", total=total, note="")
         finished = bars.add_task("finished", total=total, note="")
 
@@ -40,7 +41,10 @@ def show(config: JobConfig) -> job.Screen:
             bars.update(finished, completed=done, note=_state(progress, bars.tasks[finished].speed or 0.0))
 
         with suppress(OSError):  # a terminal that goes away does not stop the run
-            console.print(f"batchrun  {names}  {config.settings.model}", highlight=False, markup=False, soft_wrap=True)
+            head = (
+                f"batchrun  {names}  {config.settings.model}\n{config.paths.output}: {begun.counts[State.OPEN]:,} open"
+            )
+            console.print(head + to_send, highlight=False, markup=False, soft_wrap=True)
         with suppress(OSError), bars:
             try:
                 while True:
@@ -67,7 +71,7 @@ def _limit(progress: job.Progress) -> str:
     if progress.stop.is_requested:
         return "stopping: nothing new is sent; Ctrl-C again leaves at once"
     sent = _ended(progress) + len(progress.tracker)
-    if progress.total is not None and sent >= progress.total:
+    if progress.begun.total is not None and sent >= progress.begun.total:
         return "everything is sent"
     return f"limited by: {progress.submitter.waits_for() or 'room for open operations'}"
 

@@ -102,7 +102,12 @@ def describe(ledger: Ledger, paths: JobPaths) -> list[str]:
     lines.append(f"  possibly paid twice: {summary.maybe_paid:,}{doubt}")
     if last is not None and last.cause and not running:
         lines.append(f"  last said: {last.cause}")
-    lines.append(f"  next: {_next(summary, last, input_of(ledger, paths), paths, running=running)}")
+    again = f"batchrun resume {shlex.quote(str(paths.output))}"
+    if paths.state != JobPaths.of(paths.output).state:
+        again += f" --state-dir {shlex.quote(str(paths.state))}"
+    if job.options == "{}":
+        again = "the same command again"
+    lines.append(f"  next: {_next(summary, last, again, paths, running=running)}")
     return lines
 
 
@@ -115,7 +120,7 @@ def _open_until(summary: Summary) -> str:
     return f"oldest {age(oldest)} · {safe} {datetime.fromtimestamp(until):%d %b %H:%M}"
 
 
-def _next(summary: Summary, last: Run | None, input_path: Path, paths: JobPaths, *, running: bool) -> str:
+def _next(summary: Summary, last: Run | None, again: str, paths: JobPaths, *, running: bool) -> str:
     counts = summary.counts
     if running:
         return "wait; it is at work"
@@ -124,7 +129,7 @@ def _next(summary: Summary, last: Run | None, input_path: Path, paths: JobPaths,
     if summary.unsent is None:
         return "the same command without --limit sends the rest"
     if summary.unsent or counts[State.OPEN] or counts[State.INTENT]:
-        return f"the same command again: batchrun {shlex.quote(str(input_path))} -o {shlex.quote(str(paths.output))} …"
+        return again
     if counts[State.HELD] or counts[State.EXPIRED]:
         return f"decide: what stands in {paths.failures} can be put into a new input, which may pay twice"
     if counts[State.FAILED]:

@@ -156,7 +156,7 @@ def _failure(raw: dict[str, Any]) -> Failure:
 def _job(job: Job) -> Job:
     if not isinstance(json.loads(job.settings)["model"], str) or not job.epoch < MANY or "\0" in job.input_path:
         raise ValueError("no job")
-    if job.low_water_offset < 0 or job.out_committed < 0:
+    if job.low_water_offset < 0 or job.out_committed < 0 or not isinstance(json.loads(job.options), dict):
         raise ValueError("no place in a file")
     return job
 
@@ -373,6 +373,10 @@ class Ledger:
 
     def save_settings(self, settings: Settings) -> None:
         self.execute("save_settings", settings=json.dumps(asdict(settings)), settings_digest=settings.digest())
+
+    def save_options(self, options: str) -> None:
+        """The pace and the like of this run, for ``batchrun resume``."""
+        self.execute("save_options", options=options)
 
     def save_low_water(self, line: int, offset: int) -> None:
         """Every line before this one has a row."""

@@ -141,6 +141,10 @@ UPDATE job
    SET settings        = :settings,
        settings_digest = :settings_digest;
 
+-- name: save_options
+UPDATE job
+   SET options = :options;
+
 -- name: save_input_path
 UPDATE job
    SET input_path = :path;

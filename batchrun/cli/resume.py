@@ -1,0 +1,113 @@
+"""``batchrun resume``: go on with what was begun, as it was begun."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import click
+
+from batchrun.cli import PATH, SETTINGS, exit_code_of
+from batchrun.cli.run import config_of, of_every_start, run, run_job, say_unwell, start_log
+from batchrun.cli.status import STATE_DIR, input_of, open_job, settings_of
+from batchrun.config import REMEMBERED, JobConfig
+from batchrun.errors import BUG, CREDENTIALS, DECISION, DISK, INPUT, RUN_AGAIN, USAGE, UsageProblem
+from batchrun.record import State
+from batchrun.storage.jobdir import JobPaths, is_locked
+from batchrun.storage.ledger import Ledger
+from batchrun.summary import summarize
+
+SIGNALLED = (143, 130, 129)
+SERIOUS = (BUG, DISK, CREDENTIALS, USAGE, INPUT, RUN_AGAIN, *SIGNALLED, DECISION, 1, 0)
+"""The exit codes of several jobs: the first of them stands."""
+
+
+@click.command(context_settings=SETTINGS)
+@click.argument("paths", type=PATH, nargs=-1, required=True, metavar="PATH...")
+@STATE_DIR
+@of_every_start
+def resume(
+    paths: tuple[Path, ...],
+    state_dir: Path | None,
+    deadline: float | None,
+    collect_only: bool,
+    quiet: bool,
+    verbose: bool,
+    log_file: Path | None,
+) -> int:
+    """Continue the job of an output, or every unfinished job below a folder.
+
+    \b
+    Examples:
+      batchrun resume answers.jsonl
+      batchrun resume out/ --deadline 06:00
+
+    Input and settings are those of the job's last start. Several jobs go one after another, those
+    whose answers lapse first before the others, and share the hourly quota. Finished jobs of a
+    folder are left alone. Of several exit codes the most serious stands.
+    """
+    start_log(log_file, verbose=verbose)
+    codes, waiting = {0}, list[tuple[float, JobConfig]]()
+    jobs = jobs_of(paths, state_dir)
+    for paths_of_job, is_named in jobs:
+
+        def look(job: JobPaths = paths_of_job, is_named: bool = is_named) -> int:
+            """Let the job wait for its turn if it has anything to do; else its code, if anybody must know."""
+            with closing(open_job(job)) as ledger:
+                summary = summarize(ledger)
+                is_over = summary.is_finished() or (collect_only and not summary.counts[State.OPEN])
+                if is_named or not is_over:
+                    config = config_of_job(ledger, job, log_file)
+                    if is_named or not summary.is_finished(config.limit):
+                        others = tuple(other.ledger for other, _ in jobs if other != job)
+                        config = replace(config, deadline=deadline, collect_only=collect_only, beside=others)
+                        waiting.append((summary.oldest_open_at or math.inf, config))
+                        return 0
+            if summary.job_exit_code() != DECISION:
+                return 0
+            say_unwell(summary, job)
+            return DECISION
+
+        codes.add(exit_code_of(look))
+    for _, config in sorted(waiting, key=lambda each: each[0]):
+        code = RUN_AGAIN
+        if deadline is None or time.monotonic() < deadline:
+            code = exit_code_of(partial(run_job, config, quiet=quiet))
+        codes.add(code)
+        if code in (CREDENTIALS, *SIGNALLED) or (code == RUN_AGAIN and not is_locked(config.paths)):
+            break  # what ended this one would end the others as well
+    return min(codes, key=SERIOUS.index)
+
+
+def jobs_of(paths: tuple[Path, ...], state_dir: Path | None) -> list[tuple[JobPaths, bool]]:
+    """Every job once, and whether it was named by its output."""
+    if state_dir is not None and (len(paths) > 1 or paths[0].is_dir()):
+        raise UsageProblem("--state-dir belongs to one output", remedy="name that output, and nothing else")
+    named = [(JobPaths.of(path, state_dir), True) for path in paths if not path.is_dir()]
+    ledgers = (ledger for path in paths if path.is_dir() for ledger in sorted(path.rglob("*.batchrun/ledger.db")))
+    below = [(JobPaths.of(ledger.parent.with_suffix("")), False) for ledger in ledgers]
+    return list({job.state.resolve(): (job, is_named) for job, is_named in (*below, *named)}.values())
+
+
+def config_of_job(ledger: Ledger, paths: JobPaths, log_file: Path | None = None) -> JobConfig:
+    """How the job was started last, held to the rules for options. The environment has no say in it.
+
+    Raises:
+        UsageProblem: it was killed before its first start was complete.
+        ClickException: the ledger holds what no option takes.
+    """
+    stored, settings = json.loads(ledger.job().options), settings_of(ledger)
+    if not stored:
+        raise UsageProblem(f"the job of {paths.output} was never started", remedy="start it by its own command")
+    given = {name: stored.get(name) for name in REMEMBERED} | {"provider": settings.provider, "log_file": log_file}
+    given |= {"output": paths.output, "state_dir": paths.state}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
+    input_path = str(input_of(ledger, paths))
+    config = config_of(run.make_context("run", [*words, "--", input_path], auto_envvar_prefix=None).params)
+    # an endpoint that is no longer the one of the settings is refused as any other change is
+    return replace(config, settings=replace(settings, on_this_machine=config.settings.on_this_machine))
