@@ -16,8 +16,9 @@ DEFAULT_RPH = 4970
 DEFAULT_READ_RPS = 40.0
 READS_PER_SUBMIT = 4.4
 DEFAULT_CONCURRENCY = 8
-REMEMBERED = ("endpoint", "emulator_faults", "rps", "rph", "read_rps", "concurrency", "on_ambiguous", "limit")
-REMEMBERED += ("max_failures",)
+REMEMBERED = tuple(
+    "endpoint rps rph read_rps concurrency on_ambiguous limit max_failures emulator_faults".split()  # noqa: SIM905
+)
 
 
 @dataclass(frozen=True, slots=True)

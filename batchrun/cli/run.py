@@ -77,31 +77,23 @@ class Number(click.FloatRange):
         return number
 
 
-class Deadline(click.ParamType[float]):
-    """``06:00``, ``5h``, ``90m`` or ``30s``: when that is, on the monotonic clock."""
-
-    name = "deadline"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if found := re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([hms])", value):
-            return time.monotonic() + float(found[1]) * {"h": 3600, "m": 60, "s": 1}[found[2]]
-        if not re.fullmatch(r"([01]?\d|2[0-3]):[0-5]\d", value):
-            self.fail(f"'{value}' is neither a time as 06:00 nor a while as 5h, 90m or 30s", param, ctx)
-        hour, minute = map(int, value.split(":"))
-        now = datetime.fromtimestamp(time.time())
-        at = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
-        return time.monotonic() + (at if at > now else at + timedelta(days=1)).timestamp() - now.timestamp()
+def deadline(value: str) -> float:
+    """When ``06:00``, ``5h``, ``90m`` or ``30s`` is, on the monotonic clock."""
+    if found := re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([hms])", value):
+        return time.monotonic() + float(found[1]) * {"h": 3600, "m": 60, "s": 1}[found[2]]
+    if not re.fullmatch(r"([01]?\d|2[0-3]):[0-5]\d", value):
+        raise click.BadParameter(f"'{value}' is neither a time as 06:00 nor a while as 5h, 90m or 30s")
+    hour, minute = map(int, value.split(":"))
+    now = datetime.fromtimestamp(time.time())
+    at = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    return time.monotonic() + (at if at > now else at + timedelta(days=1)).timestamp() - now.timestamp()
 
 
-class Share(click.ParamType[str]):
+def share(value: str) -> str:
     """``60`` or ``1%``."""
-
-    name = "share"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not re.fullmatch(r"\d{1,12}|(100|\d{1,2}(\.\d+)?)%", value):
-            self.fail(f"'{value}' is neither a number nor a share as 1%", param, ctx)
-        return str(value)
+    if not re.fullmatch(r"\d{1,12}|(100|\d{1,2}(\.\d+)?)%", value):
+        raise click.BadParameter(f"'{value}' is neither a number nor a share as 1%")
+    return value
 
 
 COUNT = click.IntRange(min=1)
@@ -109,7 +101,7 @@ RATE = Number(0.001, 100_000)  # what a clock can keep
 READ_RATE = f"{defaults.DEFAULT_READ_RPS:g}, or {defaults.READS_PER_SUBMIT} x --rps if more"
 option = partial(click.option, cls=Option)
 OF_EVERY_START = (
-    option("--deadline", type=Deadline(), metavar="WHEN", help="stop cleanly at 06:00, or after 5h or 90m; exit 75"),
+    option("--deadline", type=deadline, metavar="WHEN", help="stop cleanly at 06:00, or after 5h or 90m; exit 75"),
     option("--collect-only", is_flag=True, help="fetch the answers that are paid for, send nothing"),
     option("-q", "--quiet", is_flag=True, help="errors only"),
     option("-v", "--verbose", is_flag=True, help="log each operation, to stderr unless --log-file is given"),
@@ -195,7 +187,7 @@ def of_every_start(command: Callable[..., int]) -> Callable[..., int]:
     help="the job is finished: keep it, or new: put it aside and begin anew",
 )
 @option("--dry-run", is_flag=True, help="check, count and estimate; send nothing and make no file")
-@option("--max-failures", type=Share(), default="0", metavar="N|P%", help="exit 0 up to so many failed records")
+@option("--max-failures", type=share, default="0", metavar="N|P%", help="exit 0 up to so many failed records")
 @of_every_start
 def run(**options: Any) -> int:
     """Send every record of INPUT once and write the answers to OUTPUT.

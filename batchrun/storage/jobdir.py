@@ -142,13 +142,15 @@ class JobDir:
     def put_aside(self, now: float) -> str:
         """Rename output, failures and state directory, all with one dated suffix; returns the suffix.
 
-        The state directory goes last: until then the next start sees a job whose output is gone, and says so. The names
-        are durable when those of the new job are, which is before anything is sent.
+        The state directory goes last: until then the next start sees a job whose output is gone. The names are durable
+        when those of the new job are, which is before anything is sent.
         """
         suffix = datetime.fromtimestamp(now).strftime(".%Y%m%dT%H%M%S")
         while any(os.path.lexists(f"{path}{suffix}") for path in self._all()):
             suffix += "+"
         for path in self._all():
+            if path == self.paths.state:
+                sync_directory(self.paths.output.parent)  # no output may come back without its ledger
             if os.path.lexists(path):
                 os.rename(path, f"{path}{suffix}")
         return suffix

@@ -122,8 +122,11 @@ class Bench:
         (self.folder / ELSEWHERE).mkdir(exist_ok=True)
         self.paths = JobPaths.of(self.folder / OUTPUT, self.folder / ELSEWHERE / "state")
 
-    def record(self, start: Crash = NOTHING, *, new_run: bool = False) -> Recording:
+    def record(self, start: Crash = NOTHING, **how: Any) -> Recording:
         """Run to the end from there, and write down everything it does.
+
+        Args:
+            how: What differs in its ``JobConfig``.
 
         Raises:
             Violation: the run does not end by itself.
@@ -131,7 +134,7 @@ class Bench:
         recorder = Recorder(self.folder)
         self._lay_out(start)
         with recorder.watching(), _told(start.story):
-            self._run(Service(start.accepted, recorder.note), new_run=new_run)
+            self._run(Service(start.accepted, recorder.note), **how)
         return Recording(start, recorder.events)
 
     def record_refused(self, call: Call, number: int) -> Recording | None:
@@ -167,7 +170,7 @@ class Bench:
             summary = self._run(service)
             self._check(crash, service, summary)
 
-    def judge_new_run(self, crash: Crash, old: Crash) -> None:
+    def judge_new_run(self, crash: Crash, old: Crash, **how: Any) -> None:
         """Go on after a crash in a run that was to put the old job aside: by the plain command, or if that refuses,
         by the same one again.
 
@@ -181,7 +184,7 @@ class Bench:
                 summary = self._run(service)
             except InputProblem:
                 assert len(service.accepted) == len(old.accepted), "something was sent before the old job was aside"
-                summary = self._run(service, new_run=True)
+                summary = self._run(service, **how)
             service.accepted = service.accepted[len(old.accepted) :]
             self._check_job(service, summary)
             kept = [path.read_bytes() for path in self.folder.glob(f"{OUTPUT}*") if path.is_file()]
@@ -196,7 +199,7 @@ class Bench:
     def _lay_out(self, crash: Crash) -> None:
         crash.disk.put_into(self.folder, keep=GIVEN)
 
-    def _run(self, service: Service, *, new_run: bool = False) -> Summary:
+    def _run(self, service: Service, **how: Any) -> Summary:
         config = JobConfig(
             self.folder / INPUT,
             self.paths,
@@ -206,7 +209,7 @@ class Bench:
             rph=1_000_000,
             concurrency=2,
             on_ambiguous=self.on_ambiguous,
-            new_run=new_run,
+            **how,
         )
         with _served_by(service):
             return product.run(config, CREDENTIALS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -78,10 +79,13 @@ def test_a_crash_anywhere_makes_a_run_that_holds_pay_for_nothing_twice(bench: Be
 
 
 @pytest.mark.parametrize("kind", list(Kind) if EVERY_ONE else [Kind.KILL, Kind.DROP])
-def test_a_crash_anywhere_in_a_new_run_loses_neither_the_old_job_nor_the_new_one(bench: Bench, kind: Kind) -> None:
+@pytest.mark.parametrize("how", [{"new_run": True}, {"if_finished": "new"}], ids=["new_run", "if_finished"])
+def test_a_crash_anywhere_in_a_new_run_loses_neither_the_old_job_nor_the_new_one(
+    bench: Bench, kind: Kind, how: dict[str, Any]
+) -> None:
     """Fails if ``put_aside`` leaves the state where it is."""
     *_, old = bench.record().crashes(Kind.KILL)
-    judge_all(bench.record(old, new_run=True).crashes(kind), lambda crash: bench.judge_new_run(crash, old))
+    judge_all(bench.record(old, **how).crashes(kind), lambda crash: bench.judge_new_run(crash, old, **how))
 
 
 @EITHER_RUN
