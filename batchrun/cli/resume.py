@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -17,8 +18,9 @@ from batchrun.cli.run import config_of, of_every_start, run, run_job, say_unwell
 from batchrun.cli.status import STATE_DIR, input_of, open_job, settings_of
 from batchrun.config import REMEMBERED, JobConfig
 from batchrun.errors import BUG, CREDENTIALS, DECISION, DISK, INPUT, RUN_AGAIN, USAGE, UsageProblem
+from batchrun.providers.http import is_loopback
 from batchrun.record import State
-from batchrun.storage.jobdir import JobPaths, is_locked
+from batchrun.storage.jobdir import AlreadyRunning, JobPaths, is_locked, read_holder
 from batchrun.storage.ledger import Ledger
 from batchrun.summary import summarize
 
@@ -58,6 +60,8 @@ def resume(
 
         def look(job: JobPaths = paths_of_job, is_named: bool = is_named) -> int:
             """Let the job wait for its turn if it has anything to do; else its code, if anybody must know."""
+            if is_locked(job):
+                raise AlreadyRunning(job.output, read_holder(job))
             with closing(open_job(job)) as ledger:
                 summary = summarize(ledger)
                 is_over = summary.is_finished() or (collect_only and not summary.counts[State.OPEN])
@@ -98,12 +102,16 @@ def config_of_job(ledger: Ledger, paths: JobPaths, log_file: Path | None = None)
     """How the job was started last, held to the rules for options. The environment has no say in it.
 
     Raises:
-        UsageProblem: it was killed before its first start was complete.
+        UsageProblem: it was killed before its first start was complete, or its endpoint needs somebody's word.
         ClickException: the ledger holds what no option takes.
     """
     stored, settings = json.loads(ledger.job().options), settings_of(ledger)
     if not stored:
         raise UsageProblem(f"the job of {paths.output} was never started", remedy="start it by its own command")
+    endpoint = stored.get("endpoint")
+    if endpoint is not None and not is_loopback(str(endpoint)) and endpoint != os.environ.get("BATCHRUN_ENDPOINT"):
+        remedy = "export BATCHRUN_ENDPOINT with this address: who is given the key is not for a file to say"
+        raise UsageProblem(f"the job of {paths.output} was sent to {endpoint}", remedy=remedy)
     given = {name: stored.get(name) for name in REMEMBERED} | {"provider": settings.provider, "log_file": log_file}
     given |= {"output": paths.output, "state_dir": paths.state}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]

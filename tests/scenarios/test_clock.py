@@ -99,6 +99,26 @@ def test_a_wall_clock_set_wrong_between_two_runs_blocks_no_quota_and_gives_up_no
     bench.check()
 
 
+def test_a_deadline_is_reached_when_so_much_time_has_passed_whatever_the_calendar_says(
+    bench: Bench, clock: Clock
+) -> None:
+    """Fails if the deadline is held against the time of day, or if it ends a run in any other way than a signal."""
+    bench.records(*map(str, range(16)))
+    bench.emulator.change(slow=0.2)  # POSTs take long enough to be met on their way
+    running = bench.start("--rps", "8", "--deadline", "5h", program=clock.program)
+    wait_until(lambda: len(accepted(bench)) >= 3, "some are sent", while_alive=running)
+    clock.jump(wall=30 * DAY_S)
+    wait_until(lambda: len(accepted(bench)) >= 6, "more are sent", while_alive=running)
+    clock.jump(monotonic=5 * 3600)
+    ran = running.wait()
+    assert (ran.exit_code, ran.is_silent) == (75, True)
+    assert bench.states()["intent"] == 0
+    assert len(accepted(bench)) < 16
+    bench.emulator.change(slow=0)
+    assert bench.spawn("resume", "out.jsonl").wait().exit_code == 0
+    bench.check()
+
+
 def test_after_three_days_the_service_says_which_answers_are_gone(bench: Bench, clock: Clock) -> None:
     """Fails if an old operation is EXPIRED although the service has it, or one that it has not is asked for again."""
     bench.records("kept", "gone")

@@ -165,13 +165,28 @@ def test_a_flag_wins_over_the_environment(command: Command, nothing: Path, monke
 def test_money_is_not_spent_again_because_of_the_environment(
     command: Command, nothing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("BATCHRUN_NEW_RUN",):
-        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("BATCHRUN_NEW_RUN", "1")
+    monkeypatch.setenv("BATCHRUN_IF_FINISHED", "new")
     for _ in range(2):
         assert command("empty.jsonl", "-o", "out.jsonl").code == 0
     assert len(list(tmp_path.glob("out.jsonl*"))) == 2  # the output and its state, nothing put aside
     assert command("empty.jsonl", "-o", "out.jsonl", "--new-run").code == 0
     assert len(list(tmp_path.glob("out.jsonl*"))) == 4
+    assert command("empty.jsonl", "-o", "out.jsonl", "--if-finished", "new").code == 0
+    assert len(list(tmp_path.glob("out.jsonl*"))) == 6
+
+
+def test_collecting_begins_no_job(command: Command, nothing: Path, tmp_path: Path) -> None:
+    for others in ((), ("--new-run",), ("--if-finished", "new")):
+        said = command("empty.jsonl", "-o", "out.jsonl", "--collect-only", *others)
+        assert (said.code, said.out) == (2, "")
+    assert list(tmp_path.iterdir()) == [nothing]
+
+
+def test_a_folder_without_jobs_has_nothing_to_go_on_with(command: Command, tmp_path: Path) -> None:
+    assert command("resume", str(tmp_path)) == Said(0, "", "")
+    assert "no job" in command("resume", "typo/").err
+    assert "one output" in command("resume", str(tmp_path), "--state-dir", "state").err
 
 
 # --- help ---

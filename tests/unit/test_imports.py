@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -138,13 +139,20 @@ def modules_of(folder: Path, *arguments: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--help",), ("run", "--help"), ("status", "out.jsonl"), ("run", "empty.jsonl", "-o", "answers.jsonl")],
-    ids=["--help", "run --help", "status", "a run with nothing to do"],
+    [
+        ("--help",),
+        ("run", "--help"),
+        ("status", "out.jsonl"),
+        ("run", "empty.jsonl", "-o", "answers.jsonl"),
+        ("resume", "."),
+    ],
+    ids=["--help", "run --help", "status", "a run with nothing to do", "a resume with nothing to do"],
 )
 def test_a_command_that_sends_nothing_loads_no_http(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     paths = JobPaths.of(tmp_path / "out.jsonl")
     paths.state.mkdir(mode=0o700)
-    make_ledger(paths.ledger).close()
+    with closing(make_ledger(paths.ledger)) as ledger, ledger.transaction():
+        ledger.save_input(inode=1, mtime_ns=1, size=0, digest=b"", records=0)
     (tmp_path / "empty.jsonl").touch()
     loaded = modules_of(tmp_path, *arguments)
     assert "click" in loaded

@@ -69,6 +69,44 @@ def test_exit_code_of_a_job_with_nothing_left_to_do(ledger: Ledger, states: list
     assert summarize(ledger, len(states)).job_exit_code() == code
 
 
+ALLOWED: dict[str, tuple[list[State], str, int]] = {
+    "as many as allowed": ([DONE, FAILED], "1", 0),
+    "one more": ([DONE, FAILED, FAILED], "1", 1),
+    "a share": ([DONE] * 3 + [FAILED], "25%", 0),
+    "more than a share": ([DONE] * 3 + [FAILED], "24.9%", 1),
+    "of nothing": ([FAILED], "100%", 1),
+    "held": ([DONE, HELD], "100%", 4),
+}
+
+
+@pytest.mark.parametrize(("states", "allowed", "code"), ALLOWED.values(), ids=ALLOWED)
+def test_so_many_failures_are_allowed(ledger: Ledger, states: list[State], allowed: str, code: int) -> None:
+    """Fails if failures alone, or records that wait for a person, can be allowed."""
+    fill(ledger, *states)
+    assert summarize(ledger, len(states)).job_exit_code(allowed) == code
+
+
+FINISHED: dict[str, tuple[list[State], int | None, int | None, bool]] = {
+    "all settled": ([DONE, FAILED, HELD, EXPIRED], 4, None, True),
+    "no records": ([], 0, None, True),
+    "one not sent": ([DONE], 2, None, False),
+    "the input was never read whole": ([DONE], None, None, False),
+    "as many as were asked for": ([DONE], None, 1, True),
+    "fewer than were asked for": ([DONE], 2, 5, False),
+    "one on its way": ([DONE, OPEN], 2, 1, False),
+    "one without a reply": ([DONE, INTENT], 2, None, False),
+    "one to be sent again": ([DONE, NEW], 2, None, False),
+}
+
+
+@pytest.mark.parametrize(("states", "total", "limit", "expected"), FINISHED.values(), ids=FINISHED)
+def test_a_job_is_finished_when_all_that_was_asked_for_is_settled(
+    ledger: Ledger, states: list[State], total: int | None, limit: int | None, expected: bool
+) -> None:
+    fill(ledger, *states)
+    assert summarize(ledger, total).is_finished(limit) is expected
+
+
 def doubt(ledger: Ledger, line: int, id: str | int | None, times: int = 1) -> None:
     seq = record_in(ledger, INTENT, line, id=id)
     with ledger.transaction():

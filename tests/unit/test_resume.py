@@ -1,0 +1,171 @@
+"""What ``resume`` makes of a ledger: the options of the last start, and nothing that a stranger wrote into it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from batchrun import job
+from batchrun.cli.resume import SERIOUS, config_of_job
+from batchrun.cli.run import config_of, deadline, run, share
+from batchrun.config import REMEMBERED, JobConfig
+from batchrun.errors import DiskProblem, UsageProblem
+from batchrun.storage.jobdir import JobPaths
+from batchrun.storage.ledger import Ledger
+from tests.docs.test_exit_codes import documented_codes
+
+from .jobfiles import NOW, SETTINGS, a_record, make_ledger
+
+TOLD = {"provider": "emulator", "endpoint": "http://127.0.0.1:9", "emulator-faults": "p50=0", "rps": 3, "rph": 7}
+TOLD |= {"read-rps": 5, "concurrency": 2, "on-ambiguous": "hold", "limit": 4, "max-failures": "1%"}
+WORDS = [f"--{name}={value}" for name, value in TOLD.items()]
+
+
+@pytest.fixture
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobPaths:
+    monkeypatch.delenv("BATCHRUN_ENDPOINT", raising=False)
+    paths = JobPaths.of(tmp_path / "out.jsonl")
+    paths.state.mkdir(mode=0o700)
+    return paths
+
+
+@pytest.fixture
+def ledger(paths: JobPaths) -> Iterator[Ledger]:
+    with closing(make_ledger(paths.ledger)) as ledger:
+        yield ledger
+
+
+def remember(ledger: Ledger, options: str) -> None:
+    with ledger.transaction():
+        ledger.save_options(options)
+
+
+def test_whatever_a_run_was_told_is_known_to_the_next(
+    ledger: Ledger, paths: JobPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if an option is not remembered, or if the environment has a say in it."""
+    told = config_of(run.make_context("run", [*WORDS, "-o", str(paths.output), "in.jsonl"]).params)
+    remember(ledger, told.remembered())
+    monkeypatch.setenv("BATCHRUN_RPS", "1000")
+    monkeypatch.setenv("BATCHRUN_STRICT", "1")
+    known = config_of_job(ledger, paths)
+    assert {name: getattr(known, name) for name in REMEMBERED} == {name: getattr(told, name) for name in REMEMBERED}
+    assert known.settings.model == SETTINGS.model
+    assert not known.strict
+    defaults = JobConfig(told.input, paths, SETTINGS)
+    assert all(getattr(told, name) != getattr(defaults, name) for name in REMEMBERED)
+
+
+def test_a_job_that_was_killed_in_its_first_moment_has_nothing_to_go_on_with(ledger: Ledger, paths: JobPaths) -> None:
+    with pytest.raises(UsageProblem, match="never started"):
+        config_of_job(ledger, paths)
+
+
+def test_a_ledger_does_not_say_who_is_given_the_key(
+    ledger: Ledger, paths: JobPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remember(ledger, json.dumps({"endpoint": "https://elsewhere.example"}))
+    with pytest.raises(UsageProblem, match=r"sent to https://elsewhere\.example"):
+        config_of_job(ledger, paths)
+    monkeypatch.setenv("BATCHRUN_ENDPOINT", "https://elsewhere.example")
+    assert config_of_job(ledger, paths).endpoint == "https://elsewhere.example"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rps": "fast"},
+        {"rps": [1]},
+        {"limit": -1},
+        {"endpoint": "http://127.0.0.1:9/?x"},
+        {"endpoint": {"a": 1}},
+        {"emulator_faults": "p50=x"},
+        {"max_failures": "200%"},
+    ],
+)
+def test_hostile_options_are_refused_in_words(ledger: Ledger, paths: JobPaths, options: dict[str, Any]) -> None:
+    remember(ledger, json.dumps(options))
+    with pytest.raises((UsageProblem, click.ClickException)):
+        config_of_job(ledger, paths)
+
+
+def test_only_known_options_are_taken(ledger: Ledger, paths: JobPaths) -> None:
+    remember(ledger, json.dumps({"rps": 2, "new_run": True, "if_finished": "new", "output": "/etc/passwd"}))
+    config = config_of_job(ledger, paths)
+    assert (config.rps, config.new_run, config.if_finished, config.paths) == (2, False, "keep", paths)
+
+
+@pytest.mark.parametrize("options", ["[]", "{", "1"])
+def test_options_that_are_none_are_damage(ledger: Ledger, paths: JobPaths, options: str) -> None:
+    remember(ledger, options)
+    with pytest.raises(DiskProblem):
+        config_of_job(ledger, paths)
+
+
+def test_every_exit_code_has_its_place_among_those_of_several_jobs() -> None:
+    assert set(SERIOUS) == set(documented_codes())
+    assert SERIOUS[:6] == (70, 74, 5, 2, 3, 75)
+
+
+# --- options ---
+
+AT_NIGHT = datetime(2026, 11, 21, 23, 30).timestamp()
+WHEN = {
+    "5h": 18_000,
+    "90m": 5400,
+    "1.5h": 5400,
+    "30s": 30,
+    "23:31": 60,
+    "6:00": 23_400,
+    "06:00": 23_400,
+    "23:30": 86_400,
+}
+
+
+@pytest.mark.parametrize(("value", "seconds"), WHEN.items())
+def test_a_deadline_is_the_next_such_time_or_so_long_from_now(
+    monkeypatch: pytest.MonkeyPatch, value: str, seconds: float
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: AT_NIGHT)
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    assert deadline(value) == pytest.approx(1000 + seconds)
+
+
+NO_DEADLINE = ("", "6", "24:00", "06:60", "-5h", "5 h", "06:00:00", "nan h")
+NO_SHARE = ("", "-1", "1.5", "101%", "1 %", "nan%", "%")
+
+
+@pytest.mark.parametrize(
+    ("read", "value"),
+    [(read, value) for read, values in ((deadline, NO_DEADLINE), (share, NO_SHARE)) for value in values],
+)
+def test_what_is_no_deadline_or_share_is_refused(read: Callable[[str], object], value: str) -> None:
+    with pytest.raises(click.BadParameter):
+        read(value)
+
+
+# --- the hour ---
+
+
+def test_jobs_beside_one_another_share_the_hour(ledger: Ledger, paths: JobPaths, tmp_path: Path) -> None:
+    """Fails if ``_hour_window`` does not look at ``beside``."""
+    (tmp_path / "other").mkdir()
+    with closing(make_ledger(tmp_path / "other" / "ledger.db")) as other:
+        for number, each in enumerate((ledger, other, other), 1):
+            with each.transaction():
+                each.record_intent(a_record(number), "request", time.time() - 60 * number)
+        with other.transaction():
+            other.record_intent(a_record(4), "request", NOW)  # long ago
+    beside = (tmp_path / "other" / "ledger.db", tmp_path / "gone" / "ledger.db")
+    config = JobConfig(tmp_path / "in.jsonl", paths, SETTINGS, rph=5)
+    alone = job._hour_window(config, ledger)
+    shared = job._hour_window(JobConfig(config.input, paths, SETTINGS, rph=5, beside=beside), ledger)
+    assert (alone.used(time.monotonic()), shared.used(time.monotonic())) == (1, 3)
