@@ -95,7 +95,7 @@ def headline(summary: Summary) -> str:
     if summary.unsent:
         parts.append(f"{summary.unsent:,} not sent")
     parts.append(f"{summary.maybe_paid:,} possibly paid twice")
-    return ", ".join(parts)
+    return ", ".join(parts) + "; the input is not there, so meta is null" * summary.lost_meta
 
 
 def details(summary: Summary) -> list[str]:

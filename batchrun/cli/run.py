@@ -230,13 +230,11 @@ def run_job(config: JobConfig, *, quiet: bool, always_say: bool = False) -> int:
 
 def conclude(summary: Summary, config: JobConfig, *, speaks: bool) -> int:
     """Say how it ended, as far as somebody wants to know. Returns the exit code."""
-    if summary.lost_meta:
-        say(f"batchrun: {config.input} is not there: the answers in {config.paths.output} have no meta")
     if speaks:
         print_summary(summary, config)
     if summary.problem is not None:
         return report_problem(summary.problem)
-    if summary.exit_code and not speaks:
+    if (summary.exit_code or summary.lost_meta) and not speaks:
         say_unwell(summary, config.paths)
     return summary.exit_code or 0
 

@@ -25,11 +25,11 @@ LOOKS = (
     ("export", "out.jsonl", "--with-errors", "--order", "finish", "-o", "exported"),
     ("export", "out.jsonl", "--format", "yandex-dataset", "-o", "exported"),
 )
-COMMANDS = (*LOOKS, (), *LOOKS)
+COMMANDS = (*LOOKS, ("resume", "out.jsonl", "--collect-only"), ("resume", "."), (), *LOOKS)
 """``()`` stands for the run."""
 
 COLUMNS = {
-    "job": "job_id epoch created_at input_path settings settings_digest input_inode input_mtime_ns input_size"
+    "job": "job_id epoch created_at input_path options settings settings_digest input_inode input_mtime_ns input_size"
     " input_digest input_records out_committed out_last_seq low_water_line low_water_offset",
     "run": "run_id started_at ended_at exit_code cause remedy version",
     "record": "seq line offset length id digest state attempt lost_replies maybe_paid failed_operations request_id"
@@ -101,6 +101,7 @@ TELLING: dict[tuple[str, str], Any] = {
     ("job", "epoch"): (1 << 63) - 1,
     ("job", "input_path"): "a\x00b",
     ("job", "job_id"): "a\x00b",
+    ("job", "options"): '{"endpoint": "https://elsewhere.example", "rps": 1000}',
     ("job", "out_committed"): 0,
     ("job", "out_last_seq"): 99,
     ("job", "settings"): "{}",
