@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import orjson
-from aiohttp import web
+from aiohttp.web import BaseRequest, Response
 
 from . import shapes
 from .faults import COUNTED_FAULTS, Draws, Ending, Plan, Settings
@@ -20,11 +20,8 @@ from .requests import InvalidRequest, read_request
 SUBMITS = {"POST /foundationModels/v1/completionAsync": "completion", "POST /llm/v1alpha/instructAsync": "instruct"}
 POLL = "GET /operations/"
 QUOTAS = {"rps": "RequestsPerSecond", "rph": "RequestsPerHour", "read_rps": "ResultRequestsPerSecond"}
-OTHER_COUNTERS = (
-    *("submits_received", "submits_unauthorised", "submits_invalid", "refused_quota"),
-    *("polls_received", "polls_unauthorised", "polls_refused_quota"),
-    *("polls_running", "polls_done", "polls_not_found"),
-)
+OF_SUBMITS = "submits_received", "submits_unauthorised", "submits_invalid", "refused_quota"
+OF_POLLS = "received", "unauthorised", "refused_quota", "running", "done", "not_found"
 
 
 class Refused(Exception):
@@ -38,11 +35,13 @@ class Service:
         self._plan = Plan(settings)
         self._book = book
         self._polls = Counter[str]()  # of each operation
-        self._counts = Counter[str](dict.fromkeys((*OTHER_COUNTERS, *COUNTED_FAULTS), 0))
+        self._counts = Counter[str](
+            dict.fromkeys((*OF_SUBMITS, *(f"polls_{each}" for each in OF_POLLS), *COUNTED_FAULTS), 0)
+        )
         self._received = {"second": SlidingWindow(1), "hour": SlidingWindow(3600)}
         self._admitted = {name: SlidingWindow(3600 if name == "rph" else 1) for name in QUOTAS}
 
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def answer(self, request: BaseRequest) -> Response:
         call = f"{request.method} {request.path}"
         try:
             if call == "PUT /_faults":  # not part of the real service, as the next one
@@ -68,7 +67,7 @@ class Service:
         error = shapes.error(http, text, headers["x-request-id"], of_submit=call in SUBMITS)
         return _response(error, http, **headers)
 
-    async def _submit(self, request: web.BaseRequest, api: str) -> web.StreamResponse:
+    async def _submit(self, request: BaseRequest, api: str) -> Response:
         for window in self._received.values():
             window.add(time.monotonic())
         self._authorise(request, "submits")
@@ -98,7 +97,7 @@ class Service:
         body = orjson.dumps(document)
         return await meet("cut", "garbled", "error_after", body=body) or _response(body)
 
-    async def _poll(self, request: web.BaseRequest, operation_id: str) -> web.StreamResponse:
+    async def _poll(self, request: BaseRequest, operation_id: str) -> Response:
         self._authorise(request, "polls")
         operation = self._book.operations.get(operation_id)
         settings = self._plan.for_text(operation.text) if operation else self._plan.settings
@@ -108,8 +107,8 @@ class Service:
         await meet("poll_status")
         self._keep_quotas("polls_refused_quota", "read_rps")
         self._polls[operation_id] += 1
-        if fault := await meet("poll_reset", "poll_refuse", "poll_error", "poll_slow", "poll_garbled"):
-            return fault
+        if reply := await meet("poll_reset", "poll_refuse", "poll_error", "poll_slow", "poll_garbled"):
+            return reply
         now = time.time()
         if operation is None or not operation.is_known(now, settings.retention):
             self._counts["polls_not_found"] += 1
@@ -120,7 +119,7 @@ class Service:
 
     # For both
 
-    def _authorise(self, request: web.BaseRequest, calls: str) -> None:
+    def _authorise(self, request: BaseRequest, calls: str) -> None:
         self._counts[f"{calls}_received"] += 1
         scheme, _, secret = _readable(request.headers.get("Authorization", "")).partition(" ")
         complaints = {"api-key": shapes.unknown_api_key(secret), "bearer": shapes.BAD_TOKEN} if secret else {}
@@ -138,9 +137,7 @@ class Service:
         for name in names:
             self._admitted[name].add(now)
 
-    async def _meet(
-        self, request: web.BaseRequest, draws: Draws, *faults: str, body: bytes = b""
-    ) -> web.Response | None:
+    async def _meet(self, request: BaseRequest, draws: Draws, *faults: str, body: bytes = b"") -> Response | None:
         """Meet these faults in their order. Those that happen are counted; the first that can answer does."""
         for fault in faults:
             if not draws.hit(fault):
@@ -164,7 +161,7 @@ class Service:
 
     # Control, at the emulator only
 
-    def _change_faults(self, body: bytes) -> web.Response:
+    def _change_faults(self, body: bytes) -> Response:
         try:
             change = orjson.loads(body)
             if not isinstance(change, dict):
@@ -188,19 +185,18 @@ def _readable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _response(content: Any, http: int = 200, content_type: str = "application/json", **headers: str) -> web.Response:
+def _response(content: Any, http: int = 200, content_type: str = "application/json", **headers: str) -> Response:
     """[P] with the two ids that the service puts on every response."""
     body = content if isinstance(content, bytes) else orjson.dumps(content)
     ids = {"x-request-id": str(uuid.uuid4()), "x-server-trace-id": str(uuid.uuid4())}
-    return web.Response(body=body, status=http, content_type=content_type, headers=ids | headers)
+    return Response(body=body, status=http, content_type=content_type, headers=ids | headers)
 
 
-def _dropped(request: web.BaseRequest, *, with_reset: bool) -> web.Response:
+def _dropped(request: BaseRequest, *, with_reset: bool) -> Response:
     """Drop the connection without a byte: with a TCP reset, or as an orderly end of the stream."""
-    transport = request.transport
-    if transport is not None:
+    if (transport := request.transport) is not None:
         if with_reset:
             linger_for_no_time = struct.pack("ii", 1, 0)
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_for_no_time)
         transport.abort()
-    return web.Response()  # the handler must return one; there is nobody to get it
+    return Response()  # the handler must return one; there is nobody to get it
