@@ -11,7 +11,7 @@ from pathlib import Path
 
 from batchrun.errors import InputProblem
 from batchrun.inputs import AS_EACH_IS, Parsed, Reading, Shape, identity, parse
-from batchrun.lines import BadLine, Line, LineSplitter, digest, is_blank, sniff
+from batchrun.lines import MAX_LINE_BYTES, BadLine, Line, LineSplitter, digest, is_blank, sniff
 from batchrun.record import Settings
 from batchrun.storage.inventory import Entry, Inventory
 
@@ -54,7 +54,7 @@ def reading_of(settings: Settings, fd: int, end: int) -> Reading:
         model_given=settings.model_given,
         for_instruct=settings.provider == "yandex-instruct",
     )
-    first = next(filter(is_record, read_lines(fd, end)), None)
+    first = next(filter(is_record, read_lines(fd, min(end, 2 * MAX_LINE_BYTES))), None)
     return reading if first is None or first.too_long else reading.fixed_by(first.raw)
 
 
