@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,9 @@ class JobConfig:
     limit: int | None = None
     strict: bool = False
     new_run: bool = False
+    rebuild_output: bool = False
+    accept_changed: bool = False
+    retry: str | None = None  # send settled records again: those of a kind, or with "" all that are worth it
     endpoint: str | None = None
     emulator_faults: str = ""
     rps: float = DEFAULT_RPS
@@ -46,6 +50,7 @@ class JobConfig:
     collect_only: bool = False
     deadline: float | None = None
     beside: tuple[Path, ...] = ()
+    tell: Callable[[str], None] = lambda text: None  # a line for whoever watches, before anything is sent
 
     def remembered(self) -> str:
         """What ``batchrun resume`` must know beside the settings, as JSON."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from batchrun.check import Source, check_input, offset_after, reading_of
 from batchrun.config import JobConfig
 from batchrun.errors import InputProblem, UsageProblem
 from batchrun.log import event
+from batchrun.record import State
 from batchrun.storage.inventory import Conflict, Inventory
 from batchrun.storage.jobdir import JobPaths
 from batchrun.storage.ledger import Ledger
@@ -50,13 +53,16 @@ def _no_input(path: Path, error: OSError) -> UsageProblem:
     return UsageProblem(f"{path}: {reason}", remedy=remedy)
 
 
-def settle_input(ledger: Ledger, fd: int, config: JobConfig) -> Source:
-    """Check the input and hold it against the ledger, unless it is the very file of the last complete check."""
+def settle_input(ledger: Ledger, fd: int, config: JobConfig, take_out: Callable[[], object]) -> Source:
+    """Check the input and hold it against the ledger, unless it is the very file of the last complete check.
+
+    ``take_out`` is called, inside the transaction, if records whose line has changed are DONE no longer.
+    """
     job = ledger.job()
     found = os.fstat(fd)
     known = (job.input_inode, job.input_mtime_ns, job.input_size)
     if config.strict or known != (found.st_ino, found.st_mtime_ns, found.st_size):
-        source = _check(ledger, fd, found, config)
+        source = _check(ledger, fd, found, config, take_out)
     else:
         with ledger.transaction():  # the same file, maybe under a new name
             ledger.save_input_path(from_output(config))
@@ -77,8 +83,17 @@ def settle_input(ledger: Ledger, fd: int, config: JobConfig) -> Source:
     return source
 
 
-def _check(ledger: Ledger, fd: int, found: os.stat_result, config: JobConfig) -> Source:
+def announce(config: JobConfig, counted: Counter[str]) -> None:
+    """Say what is sent again, as ``Ledger.reopen`` has counted it."""
+    again, doubtful = counted["again"], counted["maybe_paid"]
+    event("sent_again", records=again, maybe_paid_twice=doubtful)
+    said = f"{again:,} record{'s' * (again != 1)} again, of which {doubtful:,} may be paid twice"
+    config.tell(said if again else "nothing to send again")
+
+
+def _check(ledger: Ledger, fd: int, found: os.stat_result, config: JobConfig, take_out: Callable[[], object]) -> Source:
     has_rows = ledger.last_line() > 0
+    again = Counter[str]()
     reading = reading_of(config.settings, fd, found.st_size)
     inventory = Inventory(ledger)
     try:
@@ -87,10 +102,12 @@ def _check(ledger: Ledger, fd: int, found: os.stat_result, config: JobConfig) ->
         with ledger.transaction():
             if has_rows:
                 ledger.forget_bad_lines()
-                conflicts, count = inventory.conflicts()
+                conflicts, count = inventory.conflicts(accept_changed=config.accept_changed)
                 if conflicts:
                     raise _input_changed(config, ledger.job().input_path, conflicts, count)
-                inventory.adopt()
+                again = inventory.adopt()
+                if again[State.DONE]:
+                    take_out()
             after_all = checked.lines + 1, checked.end
             start = min(inventory.first_unknown() or after_all, checked.first_bad or after_all)
             ledger.save_low_water(*start)
@@ -105,6 +122,8 @@ def _check(ledger: Ledger, fd: int, found: os.stat_result, config: JobConfig) ->
                 )
     finally:
         inventory.close()
+    if again["again"]:
+        announce(config, again)
     event(
         "input_checked",
         records=checked.records,
@@ -119,6 +138,8 @@ def _check(ledger: Ledger, fd: int, found: os.stat_result, config: JobConfig) ->
 def _input_changed(config: JobConfig, known_as: str, conflicts: list[Conflict], count: int) -> InputProblem:
     path = config.input
     remedy = "put these lines back as they were, or use another -o; appended lines are welcome"
+    if not config.accept_changed and all(conflict.now for conflict in conflicts):
+        remedy = "put them back as they were; --accept-changed sends those again that changed, and pays for them again"
     if os.path.basename(known_as) != path.name:
         remedy = f"the job of {config.paths.output} reads {os.path.basename(known_as)}: another input wants another -o"
     *before, last = [

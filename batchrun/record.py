@@ -33,12 +33,12 @@ MOVES: Mapping[State, frozenset[State]] = {
     State.NEW: frozenset({State.INTENT, State.FAILED}),
     State.INTENT: frozenset({State.OPEN, State.NEW, State.FAILED, State.HELD}),
     State.OPEN: frozenset({State.DONE, State.NEW, State.FAILED, State.HELD, State.EXPIRED}),
-    State.DONE: frozenset(),
+    State.DONE: frozenset({State.NEW, State.OPEN}),
     State.FAILED: frozenset({State.NEW}),
-    State.HELD: frozenset(),
-    State.EXPIRED: frozenset(),
+    State.HELD: frozenset({State.NEW}),
+    State.EXPIRED: frozenset({State.NEW}),
 }
-"""Every legal move; the ledger refuses any other. HELD and EXPIRED wait for a person."""
+"""Every legal move; the ledger refuses any other. Those of DONE, HELD and EXPIRED are made at a person's request."""
 
 
 # --- what goes in -----------------------------------------------------------------------------------------------
@@ -106,11 +106,12 @@ class History:
 
     def after(self, move: Move) -> History:
         """The history once the move is made."""
+        kept = not move.starts_anew
         return History(
             self.attempt + move.adds_attempt,
-            self.lost_replies + move.adds_lost_reply,
+            kept * (self.lost_replies + move.adds_lost_reply),
             self.maybe_paid + move.adds_maybe_paid,
-            self.failed_operations + move.adds_failed_operation,
+            kept * (self.failed_operations + move.adds_failed_operation),
         )
 
 
@@ -248,6 +249,7 @@ class Move:
     adds_lost_reply: int = 0
     adds_failed_operation: int = 0
     failure: Failure | None = None
+    starts_anew: bool = False  # lost replies and failed operations are counted from 0
 
     @property
     def adds_attempt(self) -> int:
@@ -310,8 +312,7 @@ def after_crash(on_ambiguous: OnAmbiguous) -> Move:
 
 def after_failure(failure: Failure, history: History) -> Move:
     """What a failed operation means for its record, which is OPEN. A passing failure is sent again, twice at most."""
-    passing = failure.retryable and failure.kind == "provider_error"
-    if passing and history.failed_operations < MAX_FAILED_OPERATIONS:
+    if _is_passing(failure) and history.failed_operations < MAX_FAILED_OPERATIONS:
         return Move(State.NEW, adds_failed_operation=1)
     match failure.kind:
         case "held":
@@ -320,6 +321,21 @@ def after_failure(failure: Failure, history: History) -> Move:
             return Move(State.EXPIRED, failure=failure)
         case _:
             return Move(State.FAILED, failure=failure)
+
+
+def _is_passing(failure: Failure) -> bool:
+    return failure.retryable and failure.kind == "provider_error"
+
+
+def after_request(state: State, failure: Failure | None, *, accepted: bool) -> Move:
+    """What it means that a person has a settled record sent again: whatever may have been paid for it until now counts.
+
+    A refusal cost nothing, nor did an operation that failed in passing; each lost reply has been counted when it was.
+    """
+    counted = state is State.FAILED and failure is not None and (failure.kind == "no_reply" or _is_passing(failure))
+    if state is State.FAILED and not accepted and not counted:
+        return Move(State.NEW, starts_anew=True)
+    return Move(State.NEW, adds_maybe_paid=not counted, adds_failed_operation=counted, starts_anew=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import batchrun
 from batchrun.check import Source, reading_of
 from batchrun.config import JobConfig
 from batchrun.errors import BatchrunError, InputProblem, UsageProblem
-from batchrun.intake import from_output, open_input, settle_input
+from batchrun.intake import announce, from_output, open_input, settle_input
 from batchrun.log import event
 from batchrun.record import Settings, State, after_crash
 from batchrun.storage.jobdir import JobDir, JobPaths
@@ -33,7 +34,10 @@ from batchrun.tail import (
     mend,
     open_output,
     output_changed,
+    rebuild,
     refuse_unknown_answers,
+    replaced,
+    take_out,
     walk_tail,
 )
 
@@ -78,15 +82,27 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
             refuse_foreign_file(config.paths.failures, config.paths)
             job_id = uuid.uuid4().hex[:8]
             ledger.create(job_id=job_id, input_path=from_output(config), settings=config.settings, now=now)
+        if config.rebuild_output:
+            if is_new:
+                remedy = "its state is needed: bring it back; or leave out --rebuild-output, and pay for everything"
+                raise InputProblem(f"{config.paths.output} has no job ({config.paths.state})", remedy=remedy)
+            missing = rebuild(ledger, jobdir, now)
+            event("rebuilt", missing=missing)
+            config.tell(f"answers to be fetched again: {missing:,}")
         results = None if is_new else held.enter_context(closing(open_output(ledger, config.paths)))
         run_id = close_the_books(ledger, results, jobdir, config, now)
         try:
             settle_settings(ledger, config)
-            source = (
-                settle_input(ledger, input_fd, config) if not config.collect_only else unread(ledger, input_fd, config)
-            )
+            if config.collect_only:
+                source = unread(ledger, input_fd, config)
+            else:
+                source = settle_input(ledger, input_fd, config, partial(take_out, ledger, results, jobdir, now))
             if results is None:
                 results = held.enter_context(closing(make_output(config.paths)))
+            elif (rewritten := replaced(ledger, config.paths)) is not None:
+                results = held.enter_context(closing(rewritten))
+            if config.retry is not None:
+                send_again(ledger, config)
         except BatchrunError as problem:
             with ledger.transaction():
                 ledger.end_run(run_id, problem.exit_code, now, problem)
@@ -196,7 +212,21 @@ def settle_settings(ledger: Ledger, config: JobConfig) -> None:
         )
     with ledger.transaction():
         ledger.save_settings(config.settings)
-        ledger.reopen_refused()
+        refused = (row for row in ledger.rows_unwell() if row.state is State.FAILED)
+        ledger.reopen(*(row.seq for row in refused if row.failure is not None and row.failure.kind != "bad_input"))
+
+
+# --- what a person asks for ---
+
+
+def send_again(ledger: Ledger, config: JobConfig) -> None:
+    """retry: failures of one kind, held and expired records among them, or all that say it may help."""
+    unwell = ((row.seq, row.failure) for row in ledger.rows_unwell() if row.failure is not None)
+    with ledger.transaction():
+        again = ledger.reopen(
+            *(seq for seq, failure in unwell if (failure.kind == config.retry if config.retry else failure.retryable))
+        )
+    announce(config, again)
 
 
 def _difference(before: dict[str, object], now: Settings) -> str:

@@ -1,9 +1,12 @@
-"""The end of the output: what stands behind the last commit, and what of it is ours: steps 1 to 3 of recovery."""
+"""The output as it is found: what of it is ours, and what stands behind the last commit: steps 1 to 3 of recovery."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import stat
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -12,25 +15,28 @@ from batchrun.errors import InputProblem
 from batchrun.record import State, Usage
 from batchrun.storage.jobdir import AlreadyRunning, JobDir, JobPaths
 from batchrun.storage.ledger import Ledger, Row, Written
-from batchrun.storage.results import Results, full_disk, lines_of
+from batchrun.storage.results import Results, blocks_of, full_disk, lines_of, sync_directory, write_new
 
 MARKS_OF_A_RESULT = frozenset({"operation_id", "line", "provider", "attempt", "maybe_paid"})
 
 
 def open_output(ledger: Ledger, paths: JobPaths) -> Results:
     """Step 1: the output must be at least what the ledger says, and end as it says."""
-    job = ledger.job()
-    if not os.path.lexists(paths.output):
+    job, results = ledger.job(), find_output(ledger, paths)
+    if results is None:
         if job.out_committed:
             raise output_changed(paths, "is gone", ledger)
         return make_output(paths)
-    results = lock_output(paths, create=False)
+    how = ""
     if results.size() < job.out_committed:
-        raise output_changed(paths, "is shorter than it was", ledger)
-    if job.out_committed or job.out_last_seq is not None:
+        how = "is shorter than it was"
+    elif job.out_committed or job.out_last_seq is not None:
         written = ledger.row(job.out_last_seq or 0).written
         if written is None or written.end != job.out_committed or not results.matches(written):
-            raise output_changed(paths, "was edited", ledger)
+            how = "was edited"
+    if how:
+        results.close()  # whoever runs jobs from Python goes on after a refusal
+        raise output_changed(paths, how, ledger)
     return results
 
 
@@ -54,8 +60,108 @@ def output_changed(paths: JobPaths, how: str, ledger: Ledger) -> InputProblem:
     done = sum(row["records"] for row in ledger.tally() if row["state"] == State.DONE)
     return InputProblem(
         f"{paths.output} {how}, but its job has {done:,} paid answers",
-        remedy="put the file back as it was, or --new-run, which pays for everything again",
+        remedy="put the file back as it was; --rebuild-output fetches what is still kept, --new-run pays for all again",
     )
+
+
+# --- taking lines out of the output ---
+
+
+def rebuild(ledger: Ledger, jobdir: JobDir, now: float) -> int:
+    """--rebuild-output: keep what is as it was written, put a copy aside; returns how many answers must be fetched."""
+    old = find_output(ledger, jobdir.paths)
+    try:
+        if old is not None and is_as_written(ledger, old):
+            return 0
+        if old is not None:
+            _write(Path(f"{old.path}{jobdir.free_suffix(now)}"), blocks_of(old.fd, 0), _mode(old))
+        with ledger.transaction():
+            return take_out(ledger, old, jobdir, now)
+    finally:
+        if old is not None:
+            old.close()
+
+
+def take_out(ledger: Ledger, old: Results | None, jobdir: JobDir, now: float) -> int:
+    """Write the lines that belong to DONE records and are as they were into a new file, and every other to quarantine.
+
+    Inside a transaction, so that the file is durable before the ledger describes it; ``find_output`` and ``replaced``
+    let it take the output's place. Returns how many records are OPEN again because their line was not found.
+    """
+    cut: list[tuple[int, int]] = []
+
+    def kept(old: Results) -> Iterator[bytes]:
+        end, last = 0, None
+        for offset, data in lines_of(old.fd, 0):
+            operation_id = _result(data).get("operation_id", "")
+            seq = ledger.keep_line(operation_id, Results.place(data, end))
+            if seq is None:
+                _refuse_unknown(ledger, old, data, states=())
+                cut.append((offset, len(data)))
+            else:
+                end, last = end + len(data), seq
+                yield data
+        ledger.save_out_committed(end, last)
+
+    ledger.save_out_committed(0, None)
+    ledger.doubt_lines()
+    jobdir.paths.new_output.unlink(missing_ok=True)
+    _write(jobdir.paths.new_output, kept(old) if old else (), _mode(old))
+    if old is not None and cut:
+        fd = old.fd
+        _write(jobdir.new_quarantine(now), (os.pread(fd, length, offset) for offset, length in cut), 0o600)
+    return ledger.miss_lines()
+
+
+def find_output(ledger: Ledger, paths: JobPaths) -> Results | None:
+    """The output, locked; None if it is gone. A crash may have left the end of ``take_out`` to be done."""
+    old = lock_output(paths, create=False) if os.path.lexists(paths.output) else None
+    new = replaced(ledger, paths)
+    if new is not None and old is not None:
+        old.close()
+    return new or old
+
+
+def replaced(ledger: Ledger, paths: JobPaths) -> Results | None:
+    """The new output in place of the old one, if there is one and the ledger describes it; else it is deleted."""
+    if not os.path.lexists(paths.new_output):
+        return None
+    new = lock_output(replace(paths, output=paths.new_output), create=False)
+    try:
+        if is_as_written(ledger, new):
+            os.replace(new.path, paths.output)
+            sync_directory(paths.output.parent)
+            new.path = paths.output
+            return new
+        new.close()
+        paths.new_output.unlink()
+    except OSError as error:
+        raise full_disk(paths.new_output, error) from error
+    return None
+
+
+def is_as_written(ledger: Ledger, results: Results) -> bool:
+    """Whether the file is the lines of all DONE records, and nothing else."""
+    end = 0
+    for row in ledger.rows_done():
+        if row.written is None or row.written.offset != end or not results.matches(row.written):
+            return False
+        end = row.written.end
+    return end == results.size()
+
+
+def _write(path: Path, pieces: Iterable[bytes], mode: int) -> None:
+    try:
+        write_new(path, pieces, mode)
+    except OSError as error:
+        raise full_disk(path, error) from error
+
+
+def _mode(results: Results | None) -> int:
+    return 0o666 if results is None else stat.S_IMODE(os.fstat(results.fd).st_mode)
+
+
+# --- the tail ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +225,15 @@ def refuse_unknown_answers(ledger: Ledger, results: Results, start: int) -> None
     silence.
     """
     for _, data in lines_of(results.fd, start):
-        result = _result(data)
-        if not result.keys() >= MARKS_OF_A_RESULT:
-            continue
+        _refuse_unknown(ledger, results, data, states=(State.DONE,))
+
+
+def _refuse_unknown(ledger: Ledger, results: Results, data: bytes, *, states: Collection[State]) -> None:
+    """Raise InputProblem for an answer to an operation that no record had, or whose record is in these states."""
+    result = _result(data)
+    if result.keys() >= MARKS_OF_A_RESULT:
         row = ledger.row_of_operation(result["operation_id"])
-        if row is None or row.state is State.DONE:
+        if row is None or row.state in states:
             raise InputProblem(
                 f"{results.path} holds answers that its ledger {ledger.path} does not know",
                 remedy="the ledger is older, or another job's; restore the right one, or choose another -o",

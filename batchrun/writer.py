@@ -23,7 +23,7 @@ from batchrun.log import event
 from batchrun.record import Prompt, Settings, Usage
 from batchrun.storage.jobdir import JobPaths
 from batchrun.storage.ledger import Ledger, Row
-from batchrun.storage.results import full_disk, sync, sync_directory, write_at
+from batchrun.storage.results import full_disk, sync_directory, write_new
 from batchrun.storage.thread import Line, Storage
 from batchrun.tracker import Answered
 
@@ -131,25 +131,13 @@ def _replace_failures(ledger: Ledger, source: Source, paths: JobPaths) -> None:
         return
     temporary = paths.failures.with_name(f".{paths.failures.name}.new")
     temporary.unlink(missing_ok=True)  # of a run that was killed here
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    try:
-        at = 0
-        for line in chain((first,), lines):
-            write_at(fd, line, at)
-            at += len(line)
-        sync(fd)
-    finally:
-        os.close(fd)
+    write_new(temporary, chain((first,), lines), 0o666)
     os.replace(temporary, paths.failures)
     sync_directory(paths.failures.parent)
 
 
 def _failure_lines(ledger: Ledger, source: Source) -> Iterator[bytes]:
-    last = 0
-    while page := ledger.rows_unwell(last):
-        for row in page:
-            yield one_line(failure_of(row, source))
-        last = page[-1].place.line
+    return (one_line(failure_of(row, source)) for row in ledger.rows_unwell())
 
 
 def failure_of(row: Row, source: Source) -> dict[str, Any]:

@@ -23,6 +23,7 @@ VERBS = {
     "Work": {
         "run": "send a file (* runs when no command is named)",
         "resume": "continue a job, or every unfinished job below a folder, with its stored settings",
+        "retry": "send failed, held or expired records again",
     },
     "Look": {
         "check": "read the whole input and say what is wrong with it; send nothing",

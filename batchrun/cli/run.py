@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -179,6 +180,18 @@ def of_every_start(command: Callable[..., int]) -> Callable[..., int]:
     "--new-run", is_flag=True, allow_from_autoenv=False, help="put the old results aside and pay for everything again"
 )
 @option(
+    "--rebuild-output",
+    is_flag=True,
+    allow_from_autoenv=False,
+    help="the output is gone or edited: fetch again what is missing, send nothing twice",
+)
+@option(
+    "--accept-changed",
+    is_flag=True,
+    allow_from_autoenv=False,
+    help="the input was edited: send the changed lines again and pay for them again",
+)
+@option(
     "--if-finished",
     type=click.Choice(["keep", "new"]),
     default="keep",
@@ -201,8 +214,8 @@ def run(**options: Any) -> int:
       batchrun reviews.jsonl -o first.jsonl --limit 10
       batchrun reviews.jsonl -o try.jsonl --provider emulator
 
-    Every option can also come from the environment as BATCHRUN_<OPTION>, except --new-run and
-    --if-finished.
+    Every option can also come from the environment as BATCHRUN_<OPTION>, except --new-run,
+    --if-finished, --rebuild-output and --accept-changed.
     """
     config = config_of(options)
     if options["dry_run"]:
@@ -225,6 +238,7 @@ def run_job(config: JobConfig, *, quiet: bool, always_say: bool = False) -> int:
         from batchrun.cli.screen import show
 
         screen = show(config)
+    config = replace(config, tell=say) if on_terminal else config
     return conclude(job.run(config, os.environ, screen), config, speaks=speaks)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -58,14 +59,14 @@ class Inventory:
         in_input, in_ledger = self._ledger.fetch("records_without_id")[0]
         return not in_input and not in_ledger
 
-    def conflicts(self) -> tuple[list[Conflict], int]:
+    def conflicts(self, *, accept_changed: bool = False) -> tuple[list[Conflict], int]:
         """Match every row with its line; the first conflicts, and how many there are."""
         if self.every_record_has_an_id():
             self._ledger.execute("index_inventory")
             self._ledger.execute("match_by_id")
         else:
             self._ledger.execute("match_by_line")
-        found = self._ledger.fetch("conflicts")
+        found = self._ledger.fetch("conflicts", accept_changed=accept_changed)
         return [Conflict(raw["was"], raw["line"]) for raw in found], found[0]["conflicts"] if found else 0
 
     def first_unknown(self) -> tuple[int, int] | None:
@@ -73,11 +74,15 @@ class Inventory:
         found = self._ledger.fetch("first_unknown")
         return (found[0]["line"], found[0]["offset"]) if found else None
 
-    def adopt(self) -> None:
-        """Let the ledger follow the input: places, and FAILED rows whose line was repaired. Inside a transaction."""
-        for (seq,) in self._ledger.fetch("repaired_rows"):
-            self._ledger.reopen(seq)
+    def adopt(self) -> Counter[str]:
+        """Let the ledger follow the input: places, and rows whose line has changed. Inside a transaction.
+
+        Returns:
+            What ``Ledger.reopen`` counts.
+        """
+        counted = self._ledger.reopen(*(seq for (seq,) in self._ledger.fetch("changed_rows")))
         self._ledger.execute("adopt_places")
+        return counted
 
     def close(self) -> None:
         self._ledger.execute("drop_matched")

@@ -63,6 +63,11 @@ class JobPaths:
         return self.state / "lock"
 
     @property
+    def new_output(self) -> Path:
+        """The output to be, while lines are taken out of it."""
+        return self.output.with_name(f".{self.output.name}.new")
+
+    @property
     def quarantine(self) -> Path:
         return self.state / "quarantine"
 
@@ -145,9 +150,7 @@ class JobDir:
         The state directory goes last: until then the next start sees a job whose output is gone. The names are durable
         when those of the new job are, which is before anything is sent.
         """
-        suffix = datetime.fromtimestamp(now).strftime(".%Y%m%dT%H%M%S")
-        while any(os.path.lexists(f"{path}{suffix}") for path in self._all()):
-            suffix += "+"
+        suffix = self.free_suffix(now)
         for path in self._all():
             if path == self.paths.state:
                 sync_directory(self.paths.output.parent)  # no output may come back without its ledger
@@ -155,8 +158,15 @@ class JobDir:
                 os.rename(path, f"{path}{suffix}")
         return suffix
 
+    def free_suffix(self, now: float) -> str:
+        """A dated one that none of the job's files has."""
+        suffix = datetime.fromtimestamp(now).strftime(".%Y%m%dT%H%M%S")
+        while any(os.path.lexists(f"{path}{suffix}") for path in self._all()):
+            suffix += "+"
+        return suffix
+
     def _all(self) -> tuple[Path, ...]:
-        return self.paths.output, self.paths.failures, self.paths.state
+        return self.paths.output, self.paths.new_output, self.paths.failures, self.paths.state
 
     def discard_if_made(self) -> None:
         """Leave nothing behind of a job that was refused at its first start, before anything was sent."""

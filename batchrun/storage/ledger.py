@@ -21,11 +21,24 @@ import orjson
 from batchrun.errors import BatchrunError, DiskProblem, InputProblem, UsageProblem
 from batchrun.lines import MAX_LINE_BYTES
 from batchrun.log import redact
-from batchrun.record import MOVES, Failure, History, Move, Place, Record, RecordId, Settings, State, Usage
+from batchrun.record import (
+    MOVES,
+    Failure,
+    History,
+    Move,
+    Place,
+    Record,
+    RecordId,
+    Settings,
+    State,
+    Usage,
+    after_request,
+)
 
 SCHEMA_VERSION = 1
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 PAGE_ROWS = 1000
+LAST_ROW = (1 << 63) - 1
 MANY = 1 << 31  # more of anything than one record, or one job's starts, can come to
 LAST_INSTANT = float(1 << 33)  # in the year 2242
 # The last bytes of a rollback journal that is one of several; ours never is.
@@ -397,7 +410,7 @@ class Ledger:
             records=records,
         )
 
-    def save_out_committed(self, end: int, last_seq: int) -> None:
+    def save_out_committed(self, end: int, last_seq: int | None) -> None:
         self.execute("save_out_committed", end=end, seq=last_seq)
 
     def has_operations(self) -> bool:
@@ -453,20 +466,40 @@ class Ledger:
 
     def move(self, seq: int, origin: State, move: Move, now: float) -> None:
         """Any move that is neither an acceptance nor a written result."""
-        _check_legal(origin, move.to)
-        usage = Usage() if move.failure is None else move.failure.usage
-        self._expect_row(
-            "move",
-            **_deltas(move),
-            **{"seq": seq, "from": origin, "now": now},
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-        )
+        if self._move(seq, seq, origin, move, now) != 1:
+            raise StateConflict(f"{origin} -> {move.to}: record {seq} is not where it should be")
 
     def move_all(self, origin: State, move: Move, now: float) -> int:
         """Move every record in one state; returns how many there were."""
-        _check_legal(origin, move.to)
-        return self.execute("move_all", **_deltas(move), **{"from": origin}, now=now).rowcount
+        return self._move(0, LAST_ROW, origin, move, now)
+
+    def _move(self, first: int, last: int, origin: State, move: Move, now: float) -> int:
+        if move.to not in MOVES[origin]:
+            raise StateConflict(f"{origin} -> {move.to} is not a legal move")
+        usage = Usage() if move.failure is None else move.failure.usage
+        return self.execute(
+            "move",
+            **{"first": first, "last": last, "from": origin, "now": now},
+            to=move.to,
+            adds_attempt=move.adds_attempt,
+            adds_maybe_paid=move.adds_maybe_paid,
+            adds_lost_reply=move.adds_lost_reply,
+            adds_failed_operation=move.adds_failed_operation,
+            starts_anew=move.starts_anew,
+            error=_dump(move.failure),
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+        ).rowcount
+
+    def reopen(self, *seqs: int) -> Counter[str]:
+        """Have settled records sent again. Counts them: ``again``, ``maybe_paid``, and by the state they were in."""
+        counted = Counter[str]()
+        for seq in seqs:
+            row = self.row(seq)
+            move = after_request(row.state, row.failure, accepted=row.operation_id is not None)
+            self.move(seq, row.state, move, 0.0)
+            counted.update({"again": 1, "maybe_paid": move.adds_maybe_paid, row.state: 1})
+        return counted
 
     def refuse_line(self, place: Place, digest: bytes, failure: Failure, now: float) -> None:
         """NEW -> FAILED for a line that is no record."""
@@ -484,17 +517,22 @@ class Ledger:
         """The same for one."""
         self.record_all_done([(seq, operation_id, written, usage, now)])
 
+    def doubt_lines(self) -> None:
+        """DONE -> OPEN for every record, until its line is found."""
+        self.execute("doubt_lines")
+
+    def miss_lines(self) -> int:
+        """Those whose line was not found stay OPEN; returns how many."""
+        return self.execute("miss_lines").rowcount
+
+    def keep_line(self, operation_id: str, written: Written) -> int | None:
+        """OPEN -> DONE again, if this is the line that was written for it. Returns its row."""
+        kept = self.fetch("keep_line", operation_id=operation_id, **asdict(written))
+        return kept[0]["seq"] if kept else None
+
     def forget_bad_lines(self) -> None:
         """Delete the rows of bad lines, before the input is compared with the rest."""
         self.execute("forget_bad_lines")
-
-    def reopen(self, seq: int) -> None:
-        """FAILED -> NEW."""
-        self._expect_row("reopen", seq=seq)
-
-    def reopen_refused(self) -> None:
-        """FAILED -> NEW for all but bad lines; only while nothing has been accepted."""
-        self.execute("reopen_refused")
 
     # --- questions ---
 
@@ -551,9 +589,12 @@ class Ledger:
         with self._translated():
             return array("q", (raw[0] for raw in self.connection.execute(QUERIES["seqs_to_send"], {"end": end})))
 
-    def rows_unwell(self, after_line: int) -> list[Row]:
-        """A page of FAILED, HELD and EXPIRED rows, by line."""
-        return self._rows("rows_unwell", after=after_line, limit=PAGE_ROWS)
+    def rows_unwell(self) -> Iterator[Row]:
+        """Every FAILED, HELD and EXPIRED row, by line; page by page, so that they may be moved meanwhile."""
+        last = 0
+        while page := self._rows("rows_unwell", after=last, limit=PAGE_ROWS):
+            yield from page
+            last = page[-1].place.line
 
     def rows_by_line(self, first: int, last: int) -> dict[int, Row]:
         return {row.place.line: row for row in self._rows("rows_by_line", first=first, last=last)}
@@ -631,19 +672,3 @@ def _connect(path: Path, target: str) -> sqlite3.Connection:
 def _plain(definition: Sequence[str]) -> list[str]:
     """A row of the schema without comments and spacing: these may change and mean nothing."""
     return [re.sub(r"--[^\n]*|\s+", "", text) for text in definition]
-
-
-def _check_legal(origin: State, to: State) -> None:
-    if to not in MOVES[origin]:
-        raise StateConflict(f"{origin} -> {to} is not a legal move")
-
-
-def _deltas(move: Move) -> dict[str, Any]:
-    return {
-        "to": move.to,
-        "adds_attempt": move.adds_attempt,
-        "adds_maybe_paid": move.adds_maybe_paid,
-        "adds_lost_reply": move.adds_lost_reply,
-        "adds_failed_operation": move.adds_failed_operation,
-        "error": _dump(move.failure),
-    }

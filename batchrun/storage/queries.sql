@@ -77,30 +77,23 @@ ON CONFLICT DO NOTHING
 RETURNING operation_id;
 
 -- name: move
--- Any move that is not an acceptance and not a written result.
+-- Any move that is not an acceptance and not a written result: of one record, or of all in a state.
 UPDATE record
    SET state             = :to,
        attempt           = attempt + :adds_attempt,
        maybe_paid        = maybe_paid + :adds_maybe_paid,
-       lost_replies      = lost_replies + :adds_lost_reply,
-       failed_operations = failed_operations + :adds_failed_operation,
+       lost_replies      = (lost_replies + :adds_lost_reply) * NOT :starts_anew,
+       failed_operations = (failed_operations + :adds_failed_operation) * NOT :starts_anew,
        operation_id      = CASE WHEN :to = 'new' THEN NULL ELSE operation_id END,
        finished_at       = CASE WHEN :to = 'new' THEN NULL ELSE :now END,
        error             = :error,
        input_tokens      = :input_tokens,
-       output_tokens     = :output_tokens
- WHERE seq   = :seq
+       output_tokens     = :output_tokens,
+       out_offset        = NULL,
+       out_length        = NULL,
+       out_crc32         = NULL
+ WHERE seq BETWEEN :first AND :last
    AND state = :from;
-
--- name: move_all
--- What recovery does with every INTENT row: the reply will never come.
-UPDATE record
-   SET state       = :to,
-       attempt     = attempt + :adds_attempt,
-       maybe_paid  = maybe_paid + :adds_maybe_paid,
-       error       = :error,
-       finished_at = CASE WHEN :to = 'new' THEN NULL ELSE :now END
- WHERE state = :from;
 
 -- name: refuse_line
 INSERT INTO record (line, offset, length, digest, state, finished_at, error)
@@ -120,6 +113,36 @@ UPDATE record
  WHERE seq          = json_extract(value, '$[0]')
    AND state        = 'open'
    AND operation_id = json_extract(value, '$[1]');
+
+-- name: doubt_lines
+-- DONE -> OPEN for all, before the output is looked through line by line.
+UPDATE record
+   SET state = 'open'
+ WHERE state = 'done';
+
+-- name: keep_line
+-- OPEN -> DONE: the very line that was written for it has been found, and has this place now.
+UPDATE record
+   SET state      = 'done',
+       out_offset = :offset
+ WHERE seq          = (SELECT seq FROM operation WHERE operation_id = :operation_id)
+   AND state        = 'open'
+   AND operation_id = :operation_id
+   AND out_length   = :length
+   AND out_crc32    = :crc32
+RETURNING seq;
+
+-- name: miss_lines
+-- Those whose line was not found stay OPEN; nothing is left of their having been DONE.
+UPDATE record
+   SET finished_at   = NULL,
+       input_tokens  = NULL,
+       output_tokens = NULL,
+       out_offset    = NULL,
+       out_length    = NULL,
+       out_crc32     = NULL
+ WHERE state = 'open'
+   AND out_offset IS NOT NULL;
 
 -- name: save_out_committed
 UPDATE job
@@ -219,28 +242,6 @@ SELECT * FROM record
 -- name: any_operation
 SELECT EXISTS (SELECT 1 FROM operation);
 
--- name: reopen
--- Back to work: refused before the service had accepted anything, or failed and the input line repaired since.
-UPDATE record
-   SET state             = 'new',
-       attempt           = attempt + (operation_id IS NOT NULL),
-       maybe_paid        = maybe_paid + (operation_id IS NOT NULL),
-       lost_replies      = 0,
-       operation_id      = NULL,
-       finished_at       = NULL,
-       error             = NULL
- WHERE seq   = :seq
-   AND state = 'failed';
-
--- name: reopen_refused
--- Other settings, and nothing accepted under the old ones: what those made fail deserves a new chance.
-UPDATE record
-   SET state       = 'new',
-       finished_at = NULL,
-       error       = NULL
- WHERE state = 'failed'
-   AND json_extract(error, '$.kind') <> 'bad_input';
-
 -- name: tally
 SELECT state,
        count(*)                          AS records,
@@ -305,25 +306,32 @@ CREATE INDEX inventory_identity ON inventory (identity);
 
 -- name: match_by_id
 CREATE TEMP TABLE matched AS
-SELECT record.seq, record.line AS was, record.state, inventory.line, inventory.offset, inventory.length, inventory.digest,
+SELECT record.seq, record.line AS was, record.digest AS was_digest, record.state, inventory.line, inventory.offset, inventory.length, inventory.digest,
        inventory.digest IS record.digest AS same
   FROM record
   LEFT JOIN inventory ON inventory.identity = CASE json_type(record.id) WHEN 'text' THEN json_extract(record.id, '$') ELSE record.id END;
 
 -- name: match_by_line
 CREATE TEMP TABLE matched AS
-SELECT record.seq, record.line AS was, record.state, inventory.line, inventory.offset, inventory.length, inventory.digest,
+SELECT record.seq, record.line AS was, record.digest AS was_digest, record.state, inventory.line, inventory.offset, inventory.length, inventory.digest,
        inventory.digest IS record.digest AS same
   FROM record
   LEFT JOIN inventory ON inventory.line = record.line;
 
 -- name: conflicts
--- Rows whose input line is gone, or has changed although something was paid for it.
+-- Rows whose input line is gone, or has changed although something was paid for it. Where changes are accepted, only
+-- those that have moved: the line they had stands where no line is as it was.
 SELECT was, line,
        count(*) OVER () AS conflicts
   FROM matched
  WHERE line IS NULL
-    OR (NOT same AND state NOT IN ('new', 'failed'))
+    OR (NOT same
+        AND state NOT IN ('new', 'failed')
+        AND (NOT :accept_changed
+             OR was_digest IN (SELECT inventory.digest
+                                 FROM inventory
+                                 LEFT JOIN matched AS here USING (line)
+                                WHERE here.same IS NOT 1)))
  ORDER BY was
  LIMIT 5;
 
@@ -342,10 +350,10 @@ UPDATE record
   FROM matched
  WHERE matched.seq = record.seq;
 
--- name: repaired_rows
+-- name: changed_rows
 SELECT seq FROM matched
  WHERE NOT same
-   AND state = 'failed';
+   AND state <> 'new';
 
 -- name: first_unknown
 SELECT line, offset FROM inventory

@@ -6,7 +6,7 @@ import fcntl
 import os
 import stat
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -42,6 +42,27 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
     while view:
         count = os.pwrite(fd, view, offset)
         view, offset = view[count:], offset + count
+
+
+def write_new(path: Path, pieces: Iterable[bytes], mode: int = 0o600) -> None:
+    """Make a file of these pieces. It is durable, name and all, when this returns."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        at = 0
+        for piece in pieces:
+            write_at(fd, piece, at)
+            at += len(piece)
+        sync(fd)
+    finally:
+        os.close(fd)
+    sync_directory(path.parent)
+
+
+def blocks_of(fd: int, start: int) -> Iterator[bytes]:
+    """Everything from there on."""
+    while block := os.pread(fd, BLOCK_BYTES, start):
+        yield block
+        start += len(block)
 
 
 def lines_of(fd: int, start: int, end: int | None = None) -> Iterator[tuple[int, bytes]]:
@@ -140,25 +161,13 @@ class Results:
         """
         cut = self.size() - end
         if cut:
-            self._save_aside(end, quarantine)
+            write_new(quarantine, blocks_of(self.fd, end))
             os.ftruncate(self.fd, end)
         for at in range(start, end, BLOCK_BYTES):
             write_at(self.fd, os.pread(self.fd, min(BLOCK_BYTES, end - at), at), at)
         sync(self.fd)
         self.end = end
         return cut
-
-    def _save_aside(self, start: int, target: Path) -> None:
-        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            at = start
-            while block := os.pread(self.fd, BLOCK_BYTES, at):
-                write_at(fd, block, at - start)
-                at += len(block)
-            sync(fd)
-        finally:
-            os.close(fd)
-        sync_directory(target.parent)
 
     def close(self) -> None:
         os.close(self.fd)

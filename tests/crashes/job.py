@@ -25,7 +25,7 @@ from batchrun.summary import Summary
 from batchrun.verify import verify
 from tests.crashes.recorder import Accepted, Call, Event, Failed, FileEvent, Recorder, described
 from tests.crashes.replay import Disk, Kind, found_in
-from tests.crashes.service import FAILING, RECORDS, Clock, Service
+from tests.crashes.service import FAILING, PLAIN, RECORDS, Clock, Service
 
 INPUT, OUTPUT, FAILURES = "in.jsonl", "out.jsonl", "out.errors.ndjson"
 ELSEWHERE = "elsewhere"  # the state's own folder: the syncs of one folder must not stand in for those of another
@@ -190,6 +190,38 @@ class Bench:
             kept = [path.read_bytes() for path in self.folder.glob(f"{OUTPUT}*") if path.is_file()]
             assert old.output() in kept, "the old results are nowhere"
 
+    def judge_asked(self, crash: Crash, asked: dict[str, Any], answered: int | None) -> None:
+        """Go on after a crash in a run that a person had asked for more: by the plain command, or if that refuses, by
+        the same one again.
+
+        Args:
+            answered: So many requests, and no more, may have been accepted in the end; None for any number.
+
+        Raises:
+            Violation: a result is lost or doubled, a payment is hidden, or a line was thrown away.
+        """
+        self._lay_out(crash)
+        service = Service(crash.accepted)
+        with _told(crash.story):
+            try:
+                self._run(service)
+            except InputProblem:
+                assert len(service.accepted) == len(crash.accepted), "something was sent although the run refuses"
+                self._run(service, **asked)
+            self._check_everything_let_go()
+            self._check_records(service)
+            assert answered is None or len(service.accepted) == answered, "something was sent again"
+            assert not self.paths.new_output.exists()
+            whole = crash.disk.contents().get(OUTPUT)
+            kept = [path.read_bytes() for path in self.folder.rglob("*") if path.is_file()]
+            for line in (whole or b"").splitlines(keepends=True):
+                assert any(line in content for content in kept), "a paid line is nowhere"
+
+    def edit_input(self) -> None:
+        """Another line for PLAIN, which asks the same."""
+        path = self.folder / INPUT
+        path.write_text(path.read_text().replace(f'"prompt": "{PLAIN}"', f'"prompt": "{PLAIN}", "note": 1'))
+
     def found(self) -> dict[str, bytes | None]:
         """What is really there, while no run is at work."""
         return found_in(self.folder, without=GIVEN)
@@ -225,19 +257,23 @@ class Bench:
         holds = self.on_ambiguous == "hold"
         assert (summary.problem, summary.exit_code) == (None, SOME_HELD if holds else SOME_FAILED)
         self._check_everything_let_go()
-        results = _json_lines(self.folder / OUTPUT)
-        failures = _json_lines(self.folder / FAILURES)
-        found = Counter(line["id"] for line in results + failures)
-        assert found == Counter(RECORDS), f"lost or doubled: {found}"
+        failures = self._check_records(service)
         unwell = {line["id"] for line in failures if line["error"]["kind"] != "held"}
         assert unwell <= {FAILING} if holds else unwell == {FAILING} and len(failures) == 1
+        assert not holds or set(service.payments.values()) <= {1}, f"paid under hold: {service.payments}"
+
+    def _check_records(self, service: Service) -> list[dict[str, Any]]:
+        """Each has one line, and no payment is hidden. Returns the failures."""
+        failures = _json_lines(self.folder / FAILURES)
+        found = Counter(line["id"] for line in _json_lines(self.folder / OUTPUT) + failures)
+        assert found == Counter(RECORDS), f"lost or doubled: {found}"
         with closing(Ledger.read_only(self.paths.ledger)) as ledger:
             findings = verify(ledger, self.folder / INPUT, self.folder / OUTPUT)
             flagged = {row.id: row.history.maybe_paid for row in ledger.rows_by_line(1, len(RECORDS)).values()}
         assert not findings.named
         for record, payments in service.payments.items():
             assert payments - 1 <= flagged[record], f"{record}: paid {payments} times, flagged {flagged[record]}"
-            assert payments == 1 or not holds, f"{record}: paid {payments} times"
+        return failures
 
     def _check_lines_kept(self, crash: Crash, service: Service) -> None:
         """A whole line that was in the output is still there, and its answer was not asked for again."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from batchrun import recovery
+from batchrun import recovery, tail
 from batchrun.config import JobConfig
 from batchrun.record import Accepted, Move, Record, State, SubmitReply
 from batchrun.storage import jobdir, results
+from batchrun.storage import ledger as books
 from batchrun.storage.jobdir import JobDir
 from batchrun.storage.ledger import Ledger
 from batchrun.storage.results import Results
@@ -147,6 +148,29 @@ def no_closing_commit_where_nothing_changed() -> AbstractContextManager[Any]:
         return 0
 
     return patch.object(recovery, "close_the_books", close_the_books)
+
+
+def no_flag_for_what_is_sent_again() -> AbstractContextManager[Any]:
+    return patch.object(books, "after_request", lambda *args, **named: Move(State.NEW))
+
+
+def no_sync_of_the_new_output() -> AbstractContextManager[Any]:
+    return patch.object(results, "sync", lambda fd: None)
+
+
+def no_quarantine_for_what_is_taken_out() -> AbstractContextManager[Any]:
+    real = tail._write
+
+    def write(path: Path, pieces: Iterable[bytes], mode: int) -> None:
+        if path.parent.name != "quarantine":
+            real(path, pieces, mode)
+
+    return patch.object(tail, "_write", write)
+
+
+def no_end_of_what_a_crash_interrupted() -> AbstractContextManager[Any]:
+    """A start does not look for a new output."""
+    return patch.object(tail, "replaced", lambda ledger, paths: None)
 
 
 def no_checkpoint_after_the_closing_commit() -> AbstractContextManager[Any]:

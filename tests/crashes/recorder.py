@@ -262,6 +262,9 @@ class Recorder:
         self._ask(Call.RENAME, name)
         real(path, to, **named)
         if name is not None and new_name is not None:
+            self._opened = {
+                fd: new_name if opened == name else opened for fd, opened in self._opened.items() if opened != new_name
+            }
             self.note(Rename(name, new_name))
 
     def _unlink(self, real: Callable[..., None], path: Any, **named: Any) -> None:

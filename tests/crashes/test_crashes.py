@@ -14,13 +14,16 @@ import pytest
 
 from tests.crashes.job import OUTPUT, Bench, Crash, Recording
 from tests.crashes.recorder import Accepted, Create, Event, MakeDirectory, Rename, Sync, Unlink, Write
-from tests.crashes.replay import Kind
+from tests.crashes.replay import File, Kind
 from tests.figures import note
 
 EVERY_ONE = os.environ.get("FAULTS") == "all"
 FIRST_SHARE, SECOND_SHARE = (1.0, 1.0) if EVERY_ONE else (0.08, 0.08)
+ASKED_SHARE = 1.0 if EVERY_ONE else 0.25
 PARTS = 4
 Run = Callable[[Bench], Recording]
+Asked = tuple[Crash, dict[str, Any], int | None]
+"""A finished job, what a person asks for then, and how many requests may be accepted in all; None for any number."""
 
 
 def writes_output(event: Event) -> bool:
@@ -86,6 +89,52 @@ def test_a_crash_anywhere_in_a_new_run_loses_neither_the_old_job_nor_the_new_one
     """Fails if ``put_aside`` leaves the state where it is."""
     *_, old = bench.record().crashes(Kind.KILL)
     judge_all(bench.record(old, **how).crashes(kind), lambda crash: bench.judge_new_run(crash, old, **how))
+
+
+def held_again(bench: Bench) -> Asked:
+    """A held record is sent again."""
+    return end_of(holding(bench)), {"retry": "held"}, None
+
+
+def failed_again(bench: Bench) -> Asked:
+    """A failed record is sent again, and fails again."""
+    return end_of(bench.record()), {"retry": "rejected"}, None
+
+
+def rebuilt(bench: Bench) -> Asked:
+    """One line of the output was edited: the other stays, and the answer is fetched again."""
+    end = end_of(bench.record())
+    first, second = end.output().splitlines(keepends=True)
+    spoilt = first.replace(b'"text":"', b'"text":"?') + second
+    end.disk.names[OUTPUT] = File(spoilt, spoilt)
+    return end, {"rebuild_output": True}, len(end.accepted)
+
+
+def accepted(bench: Bench) -> Asked:
+    """One line of the input was edited: its answer leaves the output, and it is sent again."""
+    end = end_of(bench.record())
+    bench.edit_input()
+    return end, {"accept_changed": True}, None
+
+
+def end_of(recording: Recording) -> Crash:
+    *_, end = recording.crashes(Kind.KILL)
+    return end
+
+
+@pytest.mark.parametrize("kind", list(Kind) if EVERY_ONE else [Kind.KILL, Kind.DROP, Kind.HOLLOW])
+@pytest.mark.parametrize("ask", [held_again, failed_again, rebuilt, accepted])
+def test_a_crash_anywhere_in_what_a_person_asked_for_costs_nothing(
+    bench: Bench, ask: Callable[[Bench], Asked], kind: Kind
+) -> None:
+    """Fails if ``after_request`` counts nothing, ``take_out`` syncs nothing, or ``replaced`` deletes what it finds."""
+    end, asked, answered = ask(bench)
+    chance = random.Random(1)
+    crashes = bench.record(end, **asked).crashes(kind)
+    judge_all(
+        (crash for crash in crashes if chance.random() < ASKED_SHARE),
+        lambda crash: bench.judge_asked(crash, asked, answered),
+    )
 
 
 @EITHER_RUN

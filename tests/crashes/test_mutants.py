@@ -9,9 +9,17 @@ import pytest
 from tests.crashes import mutants
 from tests.crashes.job import OUTPUT, Bench, Crash, Violation
 from tests.crashes.mutants import Mutant
-from tests.crashes.recorder import Create, Event, Sync, Write
+from tests.crashes.recorder import Accepted, Create, Event, Rename, Sync, Write
 from tests.crashes.replay import Kind
-from tests.crashes.test_crashes import is_accepted, judge_all, writes_output
+from tests.crashes.test_crashes import (
+    Asked,
+    accepted,
+    failed_again,
+    held_again,
+    is_accepted,
+    judge_all,
+    writes_output,
+)
 
 
 def makes_output(event: Event) -> bool:
@@ -75,6 +83,36 @@ def test_a_second_crash_shows_that_there_is(
             yield from bench.record(crash).crashes(Kind.DROP, after=then_after)
 
     check(bench, mutant, crashes, seen)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "ask", "kind", "seen"),
+    [
+        (mutants.no_flag_for_what_is_sent_again, failed_again, Kind.KILL, PAID_AGAIN),
+        (mutants.no_flag_for_what_is_sent_again, held_again, Kind.KILL, PAID_AGAIN),
+        (mutants.no_flag_for_what_is_sent_again, accepted, Kind.KILL, PAID_AGAIN),
+        (mutants.no_sync_of_the_new_output, accepted, Kind.DROP, "is shorter than it was|is gone|was edited"),
+        (mutants.no_quarantine_for_what_is_taken_out, accepted, Kind.KILL, "a paid line is nowhere"),
+        (
+            mutants.no_end_of_what_a_crash_interrupted,
+            accepted,
+            Kind.KILL,
+            "is shorter than it was|was edited|has grown",
+        ),
+    ],
+    ids=name_of,
+)
+def test_a_crash_in_what_a_person_asked_for_shows_that_there_is(
+    bench: Bench, mutant: Mutant, ask: Callable[[Bench], Asked], kind: Kind, seen: str
+) -> None:
+    end, asked, answered = ask(bench)
+
+    def crashes() -> Iterator[Crash]:
+        return bench.record(end, **asked).crashes(kind, after=lambda event: isinstance(event, Sync | Rename | Accepted))
+
+    judge_all(crashes(), lambda crash: bench.judge_asked(crash, asked, answered))
+    with mutant(), pytest.raises(Violation, match=seen):
+        judge_all(crashes(), lambda crash: bench.judge_asked(crash, asked, answered))
 
 
 def check(bench: Bench, mutant: Mutant, crashes: Callable[[], Iterator[Crash]], seen: str) -> None:

@@ -48,7 +48,15 @@ def test_every_module_of_the_table_is_there_and_none_is_left_out() -> None:
 def test_the_files_of_the_docs_are_those_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     paths = JobPaths.of(ROOT / "OUTPUT")
     documented = {cell for cell, _ in table(PAGE, "path")}
-    own = [paths.output, paths.state, paths.ledger, paths.lock, paths.quarantine, paths.emulator_journal]
+    own = [
+        paths.output,
+        paths.new_output,
+        paths.state,
+        paths.ledger,
+        paths.lock,
+        paths.quarantine,
+        paths.emulator_journal,
+    ]
     named = {str(path.relative_to(ROOT)) for path in own}
     assert {cell.rstrip("/") for cell in documented if " " not in cell} == named
     assert f"OUTPUT without suffix + {paths.failures.name.removeprefix('OUTPUT')}" in documented

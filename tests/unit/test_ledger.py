@@ -59,7 +59,6 @@ STEPS: dict[str, tuple[State, Step]] = {
     "record_intent": (NEW, lambda ledger, seq: ledger.record_intent(a_record(1, seq=seq), "again", NOW)),
     "record_operation": (INTENT, lambda ledger, seq: ledger.record_operation(seq, "brand-new", NOW)),
     "record_done": (OPEN, lambda ledger, seq: ledger.record_done(seq, operation_of(seq), WRITTEN, Usage(1, 2), NOW)),
-    "reopen": (FAILED, lambda ledger, seq: ledger.reopen(seq)),
     "move from intent": (INTENT, lambda ledger, seq: ledger.move(seq, INTENT, Move(NEW), NOW)),
     "move from open": (OPEN, lambda ledger, seq: ledger.move(seq, OPEN, Move(EXPIRED, failure=REFUSED), NOW)),
 }
@@ -445,7 +444,7 @@ def test_other_settings_give_what_was_refused_a_new_chance_but_no_bad_line(ledge
     with ledger.transaction():
         ledger.refuse_line(Place(2, 100, 5), b"\0" * 16, Failure("bad_input", "no JSON"), NOW)
         ledger.save_settings(Settings("yandex", "yandexgpt-lite/latest"))
-        ledger.reopen_refused()
+        ledger.reopen(refused)
     assert ledger.row(refused).state is NEW
     assert ledger.row(2).state is FAILED
     assert ledger.job().settings_digest == Settings("yandex", "yandexgpt-lite/latest").digest()
@@ -499,12 +498,7 @@ def test_failures_are_paged_without_a_gap(ledger: Ledger) -> None:
                 ledger.refuse_line(Place(line, 0, 1), b"\0" * 16, REFUSED, NOW)
             else:
                 ledger.record_intent(a_record(line), "request", NOW)
-    found, page = list[int](), ledger.rows_unwell(0)
-    while page:
-        assert len(page) <= PAGE_ROWS
-        found += [row.place.line for row in page]
-        page = ledger.rows_unwell(found[-1])
-    assert found == sorted(lines)
+    assert [row.place.line for row in ledger.rows_unwell()] == sorted(lines)
 
 
 def test_answers_come_in_the_order_of_the_output(ledger: Ledger) -> None:

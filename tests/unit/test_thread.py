@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from batchrun.errors import DiskProblem
-from batchrun.record import Failure, State, Usage
+from batchrun.record import Failure, Move, State, Usage
 from batchrun.storage.ledger import Ledger, StateConflict, Written
 from batchrun.storage.results import Results
 from batchrun.storage.thread import Line, Storage
@@ -277,10 +277,13 @@ def test_a_failed_sync_is_the_end_and_is_not_tried_again(files: Files, monkeypat
     assert files.state(1) is State.OPEN
 
 
+PASSED_OVER = State.FAILED, Move(State.NEW), 0.0
+
+
 def test_a_step_that_does_not_fit_undoes_its_whole_batch(files: Files) -> None:
     async def story(storage: Storage) -> None:
         with meanwhile(storage):
-            asked: list[asyncio.Future[Any]] = [storage.do(Ledger.next_epoch), storage.do(Ledger.reopen, 1)]
+            asked: list[asyncio.Future[Any]] = [storage.do(Ledger.next_epoch), storage.do(Ledger.move, 1, *PASSED_OVER)]
         errors = await asyncio.gather(*asked, return_exceptions=True)
         assert [type(error) for error in errors] == [StateConflict] * 2
 

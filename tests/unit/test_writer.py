@@ -271,7 +271,7 @@ def test_the_failures_file_is_durable_before_it_takes_the_name(desk: Desk, monke
     monkeypatch.setattr(os, "fsync", lambda fd: steps.append("folder synced"))
     monkeypatch.setattr(os, "replace", replace)
     desk.write_failures()
-    assert steps == ["file synced", "renamed", "folder synced"]
+    assert steps == ["file synced", "folder synced", "renamed", "folder synced"]
 
 
 def test_a_link_in_the_place_of_the_failures_file_is_replaced_and_not_followed(desk: Desk) -> None:

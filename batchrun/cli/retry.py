@@ -1,0 +1,50 @@
+"""``batchrun retry``: settled records are sent again because a person says so."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from batchrun.cli import PATH, SETTINGS
+from batchrun.cli.resume import config_of_job
+from batchrun.cli.run import run_job
+from batchrun.cli.status import STATE_DIR, open_job
+from batchrun.errors import UsageProblem
+from batchrun.storage.jobdir import JobPaths
+
+KINDS = (
+    *("held", "expired", "no_reply", "provider_error", "content_filter", "invalid_argument", "rejected"),
+    *("cancelled", "malformed", "oversize", "bad_input"),
+)
+
+
+@click.command(context_settings=SETTINGS)
+@click.argument("output", type=PATH)
+@click.option(
+    "--only",
+    type=click.Choice(KINDS),
+    metavar="KIND",
+    allow_from_autoenv=False,
+    help="all of this kind: held, expired, or any kind of failure",
+)
+@STATE_DIR
+def retry(output: Path, only: str | None, state_dir: Path | None) -> int:
+    """Send failed records of the job of OUTPUT again: those whose error says that it may help.
+
+    \b
+    Examples:
+      batchrun retry answers.jsonl
+      batchrun retry answers.jsonl --only expired
+
+    The job goes on with the input and the options of its last run. A record that may have been paid for already says so
+    in its maybe_paid.
+    """
+    if only == "bad_input":
+        raise UsageProblem("a bad line cannot be sent", remedy="mend the line in the input; the same command sends it")
+    paths = JobPaths.of(output, state_dir)
+    with closing(open_job(paths)) as ledger:
+        config = config_of_job(ledger, paths)
+    return run_job(replace(config, retry=only or ""), quiet=False)
