@@ -40,11 +40,15 @@ class File(NamedTuple, Generic[C]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """A record in the ledger. ``operation``: which of its accepted POSTs the ledger knows, 0 for none."""
+    """A record in the ledger. ``operation``: which of its accepted POSTs the ledger knows, 0 for none.
+
+    ``forgotten``: operations that failed, were not charged, and are counted no more: it was asked for again since.
+    """
 
     state: State
     history: History
     operation: int
+    forgotten: int = 0
 
 
 row_of = cache(Row)

@@ -9,6 +9,8 @@ Modelled:
   is asked, or fails, or is no longer kept, from any moment on.
   The process. A record asks one thing at a time of the storage thread, which takes all that waits: append, sync,
   commit, return. Recovery is a row of steps like any other; each may be crashed, and the next start as well.
+  A person. When all is settled, a few times: has what was given up sent again (retry), edits the line of a record and
+  accepts that (accept), or deletes the output and has it rebuilt (rebuild).
 Not modelled: pace, gate, outage and order of submission (any record may be next, at any time); settings and input; the
 bytes of a line, ``quarantine/`` and the failures file; locks (there is one run at a time); a stop by signal (a kill at
 a quiet moment, after lost replies); the rescue of operation IDs from a failed batch (a batch of their own, just
@@ -60,12 +62,13 @@ class Left(NamedTuple):
     lost: int
     failing: int
     expiring: int
+    asking: int = 0
 
 
 class World(NamedTuple):
     """Everything there is. Equal worlds are one state of the exploration."""
 
-    phase: str  # down, (tail cut,) tail kept, closing, closed, up, end
+    phase: str  # down, (tail cut,) tail kept, closing, closed, (asked, asking, new file, new books,) up, end
     ledger: File[Books]
     output: File[Lines]
     operations: tuple[Fates, ...]  # for each record
@@ -74,6 +77,8 @@ class World(NamedTuple):
     todo: tuple[str, ...]  # the steps left of that batch
     survived: Lines  # whole lines that the last crash has left
     left: Left
+    wish: str = ""  # retry, accept, rebuild: what a person has asked this run for
+    new: File[Lines] | None = None  # the output, while lines are taken out of it
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class Setup:
     lost: int = 0
     failing: int = 0
     expiring: int = 0
+    asking: int = 0
     refusing: bool = False
     on_ambiguous: OnAmbiguous = "resubmit"
 
@@ -102,6 +108,7 @@ class Protocol:
     kept_lines: Literal["written anew", "synced", "left"] = "written anew"
     closing_commit: Literal["always", "if something changed", "never"] = "always"
     checkpoint: bool = True
+    new_output: Literal["synced", "written"] = "synced"  # when the ledger begins to describe it
 
 
 PRODUCT = Protocol()
@@ -128,7 +135,7 @@ class Model:
     def start(self) -> World:
         setup, count = self.setup, self.setup.records
         books = Books((row_of(State.NEW, History(), 0),) * count, 0)
-        left = Left(setup.crashes, setup.lost, setup.failing, setup.expiring)
+        left = Left(setup.crashes, setup.lost, setup.failing, setup.expiring, setup.asking)
         return World("down", File((books,)), File(((),)), ((),) * count, ("",) * count, (), (), (), left)
 
     def steps(self, world: World) -> Iterator[Step]:
@@ -141,6 +148,8 @@ class Model:
                 yield "end", world._replace(phase="end", ledger=world.ledger.written_anew())
         else:
             yield from self._recovery(world)
+        if world.phase == "end" and world.left.asking:
+            yield from self._person(world)
         if world.left.crashes and world.phase not in ("down", "end"):
             yield from self._crashes(world)
 
@@ -229,11 +238,17 @@ class Model:
             self.broken("I6", f"{row.state} -> {move.to} is not a legal move")
         self.moves.add((row.state, move.to))
         operation = latest if move.to is State.OPEN else 0 if move.to is State.NEW else row.operation
-        return row_of(move.to, row.history.after(move), operation)
+        after = row.history.after(move)
+        counted = row.history.failed_operations + move.adds_failed_operation * bool(row.operation)
+        return row_of(move.to, after, operation, row.forgotten + counted - after.failed_operations)
 
     def _move(self, row: Row, request: str) -> Move:
         if request == "intent":
             return Move(State.INTENT)
+        if request == "again":
+            return record.after_request(row.state, failure_of(row), accepted=bool(row.operation))
+        if request == "missed":
+            return Move(State.OPEN)
         if request == "crash":
             return record.after_crash(self.setup.on_ambiguous)
         if request in SUBMIT_REPLIES:
@@ -252,6 +267,12 @@ class Model:
     def _recovery(self, world: World) -> Iterator[Step]:
         (rows, out_committed), lines = world.ledger.visible, world.output.visible
         match world.phase:
+            case "down" if world.new is not None:
+                is_described = self._describes(rows, out_committed, world.new.visible)
+                output = world.new if is_described else world.output
+                yield f"the new file: {is_described}", world._replace(output=output, new=None)
+            case "down" if world.wish == "rebuild":
+                yield self._rebuilt(world)
             case "down" if len(lines) <= out_committed or self.protocol.tail == "leave":
                 output = world.output._replace(stuck=False)  # a failed sync has left nothing behind the last commit
                 yield "start", world._replace(phase="tail kept", output=output)
@@ -275,7 +296,14 @@ class Model:
                 yield "closing commit returns", world._replace(phase="closed", ledger=ledger)
             case "closed":
                 ledger = world.ledger.written_anew() if self.protocol.checkpoint else world.ledger
-                yield "checkpoint", world._replace(phase="up", ledger=ledger)
+                yield "checkpoint", world._replace(phase="asked" if world.wish else "up", ledger=ledger)
+            case "asked" | "new file" | "asking" | "new books":
+                yield self._asked(world)
+
+    def _describes(self, rows: tuple[Row, ...], out_committed: int, lines: Lines) -> bool:
+        """Whether these are the lines of all DONE records."""
+        done = [(number, row.operation) for number, row in enumerate(rows) if row.state is State.DONE]
+        return len(lines) == out_committed and sorted(lines) == done
 
     def _walk_tail(self, rows: tuple[Row, ...], tail: Lines) -> int:
         """How many lines of the tail are whole, belong to an open operation, and come first."""
@@ -294,6 +322,52 @@ class Model:
             closed[number] = self.moved(rows[number], "answer")
         return Books(tuple(closed), out_committed + len(kept))
 
+    # --- cli/retry.py, intake.py, tail.py: what a person asks for ---
+
+    def _person(self, world: World) -> Iterator[Step]:
+        rows = world.ledger.visible.rows
+        asked = world._replace(phase="down", left=world.left._replace(asking=world.left.asking - 1), survived=())
+        if any(row.state in (State.FAILED, State.HELD, State.EXPIRED) for row in rows):
+            yield "retry", asked._replace(wish="retry")
+        yield "a line is edited, and accepted", asked._replace(wish="accept")
+        if world.output.visible:
+            yield "the output is deleted, and rebuilt", asked._replace(wish="rebuild", output=File(((),)))
+
+    def _asked(self, world: World) -> Step:
+        """The next step of what was asked for, after the closing commit. A rebuild comes before it."""
+        books, new = world.ledger.visible, world.new
+        match world.phase:
+            case "asked" if world.wish == "accept" and books.rows[0].state is State.DONE:
+                kept = tuple(line for line in world.output.visible if line[0] != 0)
+                written = File[Lines](((),)).written(kept)
+                synced = written.synced() if self.protocol.new_output == "synced" else written
+                return "the new file", world._replace(phase="new file", new=synced)
+            case "asked" | "new file":
+                wanted = [row.state in (State.FAILED, State.HELD, State.EXPIRED) for row in books.rows]
+                if world.wish == "accept":
+                    wanted = [number == 0 for number in range(len(books.rows))]
+                rows = tuple(
+                    self.moved(row, "again") if again else row for row, again in zip(books.rows, wanted, strict=True)
+                )
+                after = Books(rows, books.out_committed if new is None else len(new.visible))
+                return f"{world.wish}: commit", world._replace(phase="asking", ledger=world.ledger.written(after))
+            case "asking":
+                phase = "up" if new is None else "new books"
+                return f"{world.wish}: commit returns", world._replace(
+                    phase=phase, ledger=world.ledger.synced(), wish=world.wish * (new is not None)
+                )
+            case _:
+                assert new is not None
+                return "the new file takes the output's place", world._replace(
+                    phase="up", output=new, new=None, wish=""
+                )
+
+    def _rebuilt(self, world: World) -> Step:
+        books = world.ledger.visible
+        rows = tuple(self.moved(row, "missed", row.operation) if row.state is State.DONE else row for row in books.rows)
+        ledger = world.ledger.written(Books(rows, 0)).synced()
+        return "rebuild", world._replace(ledger=ledger, wish="")
+
     # --- crashes ---
 
     def _crashes(self, world: World) -> Iterator[Step]:
@@ -308,13 +382,17 @@ class Model:
             for back, books in enumerate(reversed(ledger.versions)):
                 for lines in left_of(output.versions):
                     name = f"power cut, {back} commits back, leaves {lines}"
-                    yield self._crash(world, name, File((books,)), File((lines,)))
+                    for new in [None] if world.new is None else left_of(world.new.versions):
+                        left = None if new is None else File((new,))
+                        yield self._crash(world, name, File((books,)), File((lines,)), left)
         if "failed sync" in kinds and step in ("sync", "tail cut"):
             yield self._crash(world, "failed sync of the output", ledger, output._replace(stuck=True))
         if "failed sync" in kinds and step in ("return", "closing"):
             yield self._crash(world, "failed sync of the ledger", ledger._replace(stuck=True), output)
 
-    def _crash(self, world: World, name: str, ledger: File[Books], output: File[Lines]) -> Step:
+    def _crash(
+        self, world: World, name: str, ledger: File[Books], output: File[Lines], new: File[Lines] | None = None
+    ) -> Step:
         for number, row in enumerate(ledger.visible.rows):
             if world.phase == "up" and row.state is State.INTENT and not _is_in_flight(world.tasks[number]):
                 self.broken("I7", f"{name}: {NAMES[number]} will be flagged, and is not in flight")
@@ -325,8 +403,10 @@ class Model:
             tasks=("",) * len(world.tasks),
             batch=(),
             todo=(),
-            survived=tuple(line for line in output.visible if line != TORN),
+            survived=tuple(line for line in output.visible if line != TORN and not (world.wish and line[0] == 0)),
             left=world.left._replace(crashes=world.left.crashes - 1),
+            wish="",
+            new=world.new if new is None else new,
         )
 
     # --- what is promised ---
@@ -338,7 +418,7 @@ class Model:
     def check(self, world: World) -> None:
         """Raise Violation if a promise is broken here."""
         (rows, out_committed), lines = world.ledger.visible, world.output.visible
-        if world.phase == "down" and len(lines) < out_committed:
+        if world.phase == "down" and not world.wish and world.new is None and len(lines) < out_committed:
             self.broken("I1", f"the output is shorter than it was: {len(lines)} lines of {out_committed}")
         whole = [number for number, _ in lines if number >= 0]
         if len(set(whole)) < len(whole):
@@ -350,10 +430,10 @@ class Model:
 
     def _check_payments(self, row: Row, fates: Fates) -> None:
         flagged = row.history.maybe_paid
-        paid = len(fates) - row.history.failed_operations
+        paid = len(fates) - row.history.failed_operations - row.forgotten
         if paid - 1 > flagged:
             self.broken("I3", f"paid {paid} times, flagged {flagged}")
-        if self.setup.on_ambiguous == "hold" and len(fates) - fates.count("failed") > 1:
+        if self.setup.on_ambiguous == "hold" and not self.setup.asking and len(fates) - fates.count("failed") > 1:
             self.broken("I3", f"paid {paid} times under hold")
         if not flagged and paid not in PROVEN_PAYMENTS.get(row.state, (paid,)):
             self.broken("I4", f"{row.state}, never in doubt, and paid {paid} times")
@@ -367,6 +447,18 @@ class Model:
                 self.broken("I1", f"{NAMES[number]} ended {row.state}, and the output has {lines}")
         if not set(survived) <= set(lines):
             self.broken("I1", f"a crash had left {survived}, and the output has {lines}")
+
+
+def failure_of(row: Row) -> Failure:
+    """Why the row is as it is, in the model: an operation failed in passing, or the request was refused."""
+    kind = (
+        "provider_error"
+        if row.operation
+        else "no_reply"
+        if row.history.lost_replies >= record.MAX_LOST_REPLIES
+        else "invalid_argument"
+    )
+    return Failure(kind, "why", retryable=kind != "invalid_argument")
 
 
 def _tasked(world: World, number: int, task: str, fates: Fates | None = None) -> World:

@@ -32,7 +32,6 @@ def _double(output: Path) -> None:
     ("damage", "polls", "is_put_aside", "is_cut"),
     [
         pytest.param(Path.unlink, 3, False, False, id="gone"),
-        pytest.param(lambda output: output.write_bytes(b""), 3, True, False, id="emptied"),
         pytest.param(_edit, 1, True, True, id="edited"),
         pytest.param(_sort, 0, True, False, id="sorted"),
         pytest.param(_append, 0, True, True, id="grown"),
