@@ -19,7 +19,7 @@ def test_every_record_is_answered_once_and_nothing_is_said(bench: Bench) -> None
         each: each for each in "abc"
     }
     assert bench.failures() == []
-    assert bench.log() == ["recovered", "input_checked", "first_post", "finished"]
+    assert bench.log() == ["recovered", "input_checked", "begun", "first_post", "finished"]
     bench.check()
 
 
