@@ -14,6 +14,7 @@ from batchrun.inputs import AS_EACH_IS, Parsed, Reading, Shape, identity, parse
 from batchrun.lines import MAX_LINE_BYTES, BadLine, Line, LineSplitter, digest, is_blank, sniff
 from batchrun.record import Settings
 from batchrun.storage.inventory import Entry, Inventory
+from batchrun.template import compiled
 
 BLOCK_BYTES = 256 * 1024
 MAX_MESSAGES = 20
@@ -29,6 +30,7 @@ class Source:
 
     ``records`` is None if only the beginning was checked. ``checked`` names the state of the file then: inode,
     mtime in ns, size, digest of all its bytes. ``found``: what the check said, if there was one.
+    ``spool`` is what is read in place of ``path``, if anything is.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class Source:
     first_offset: int = 0
     reading: Reading = AS_EACH_IS
     found: Checked | None = None
+    spool: Path | None = None
 
     def parse(self, raw: bytes) -> Parsed:
         """What one of its lines asks. Raises BadLine."""
@@ -49,8 +52,9 @@ class Source:
 def reading_of(settings: Settings, fd: int, end: int) -> Reading:
     """How the lines of this file are understood: as the settings say, and as its first record is."""
     reading = Reading(
-        None if settings.format == "auto" else Shape(settings.format),
+        Shape(settings.format) if settings.format in {*Shape} else None,
         settings.prompt_column,
+        None if settings.template is None else compiled(settings.template),
         model_given=settings.model_given,
         for_instruct=settings.provider == "yandex-instruct",
     )

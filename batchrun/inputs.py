@@ -167,6 +167,8 @@ def _from_fields(value: Any, reading: Reading) -> Parsed:
     """A record whose prompt is made of its fields; all of them travel along, but for the column that is the prompt."""
     if not isinstance(value, dict):
         raise BadLine("with a template or a prompt column, a record is an object in { }")
+    if value.keys() == {""}:
+        raise BadLine(str(value[""]))  # a row of a table that is none, and why
     meta = dict(value)
     if reading.render is not None:
         text = _checked_text(reading.render(value), "the prompt made by the template")

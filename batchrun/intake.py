@@ -6,6 +6,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,23 +15,27 @@ from batchrun.config import JobConfig
 from batchrun.errors import InputProblem, UsageProblem
 from batchrun.log import event
 from batchrun.record import State
+from batchrun.spool import STDIN, STREAMS, Spool, made_of
 from batchrun.storage.inventory import Conflict, Inventory
 from batchrun.storage.jobdir import JobPaths
 from batchrun.storage.ledger import Ledger
 
 
 def open_input(path: Path, paths: JobPaths) -> int:
-    """Open the input. It must be a regular file, and none of the job's own."""
+    """Open the input. It must be a regular file, a pipe, or standard input, and none of the job's own."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.dup(0) if path in STDIN else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise _no_input(path, error) from error
     found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode):
+    if os.isatty(fd):
         os.close(fd)
-        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+        raise UsageProblem(f"{path} is a terminal", remedy="pipe a file into it, or name one")
+    if path not in STREAMS and not (stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)):
+        os.close(fd)
+        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "neither a file nor a pipe"
         raise UsageProblem(f"{path} is {kind}", remedy="name a file with one record per line")
-    for own in (paths.output, paths.failures, paths.ledger, paths.emulator_journal):
+    for own in (paths.output, paths.failures, paths.ledger, paths.emulator_journal, paths.spool):
         if own.exists() and os.path.samestat(own.stat(), found):
             os.close(fd)
             raise UsageProblem(f"{own} would be written over the input", remedy="choose another -o")
@@ -39,13 +44,13 @@ def open_input(path: Path, paths: JobPaths) -> int:
 
 def from_output(config: JobConfig) -> str:
     """The input's path, seen from the output's folder: right from anywhere, and when the folder moves."""
-    return os.path.relpath(config.input, config.paths.output.parent)
+    return "-" if config.input in STREAMS else os.path.relpath(config.input, config.paths.output.parent)
 
 
 def _no_input(path: Path, error: OSError) -> UsageProblem:
     remedy = "name the file with the records"
-    if str(path) == "-":
-        return UsageProblem("standard input is not supported yet", remedy="save it to a file and name that")
+    if path in STDIN:
+        return UsageProblem("standard input is closed", remedy="pipe a file into it, or name one")
     if isinstance(error, FileNotFoundError) and path.parent.is_dir():
         alike = sorted(other.name for other in path.parent.glob(f"{path.stem}.*") if other.is_file())
         remedy = f"this folder has {', '.join(alike[:3])}" if alike else remedy
@@ -53,19 +58,39 @@ def _no_input(path: Path, error: OSError) -> UsageProblem:
     return UsageProblem(f"{path}: {reason}", remedy=remedy)
 
 
-def settle_input(ledger: Ledger, fd: int, config: JobConfig, take_out: Callable[[], object]) -> Source:
+def settle_input(
+    ledger: Ledger, fd: int, config: JobConfig, take_out: Callable[[], object], *, for_good: bool = True
+) -> Source:
     """Check the input and hold it against the ledger, unless it is the very file of the last complete check.
 
-    ``take_out`` is called, inside the transaction, if records whose line has changed are DONE no longer.
+    What is no plain file of JSON lines is copied into the spool first; from then on ``fd`` is the copy's.
+    ``take_out`` is called, inside the transaction, if records whose line has changed are DONE no longer. Not
+    ``for_good``: the job's own spool stays as it is.
     """
+    copied_from = made_of(config.input, fd, config.settings)
+    if copied_from is None:
+        source = _settle(ledger, fd, config, None, take_out)
+        if for_good:
+            with suppress(OSError):
+                os.unlink(config.paths.spool)
+        return source
+    spool = Spool(config.paths, copied_from, for_good=for_good)
+    try:
+        spool.read_instead(config.input, fd, config.settings, ledger.job())
+        return replace(_settle(ledger, fd, config, spool, take_out), spool=config.paths.spool)
+    finally:
+        spool.discard_part()
+
+
+def _settle(ledger: Ledger, fd: int, config: JobConfig, spool: Spool | None, take_out: Callable[[], object]) -> Source:
     job = ledger.job()
     found = os.fstat(fd)
     known = (job.input_inode, job.input_mtime_ns, job.input_size)
     if config.strict or known != (found.st_ino, found.st_mtime_ns, found.st_size):
-        source = _check(ledger, fd, found, config, take_out)
+        source = _check(ledger, fd, found, config, spool, take_out)
     else:
         with ledger.transaction():  # the same file, maybe under a new name
-            ledger.save_input_path(from_output(config))
+            ledger.save_input_path(from_output(config), None if spool is None else spool.source)
         digest = job.input_digest or b""
         source = Source(
             config.input,
@@ -91,7 +116,14 @@ def announce(config: JobConfig, counted: Counter[str]) -> None:
     config.tell(said if again else "nothing to send again")
 
 
-def _check(ledger: Ledger, fd: int, found: os.stat_result, config: JobConfig, take_out: Callable[[], object]) -> Source:
+def _check(
+    ledger: Ledger,
+    fd: int,
+    found: os.stat_result,
+    config: JobConfig,
+    spool: Spool | None,
+    take_out: Callable[[], object],
+) -> Source:
     has_rows = ledger.last_line() > 0
     again = Counter[str]()
     reading = reading_of(config.settings, fd, found.st_size)
@@ -111,7 +143,9 @@ def _check(ledger: Ledger, fd: int, found: os.stat_result, config: JobConfig, ta
             after_all = checked.lines + 1, checked.end
             start = min(inventory.first_unknown() or after_all, checked.first_bad or after_all)
             ledger.save_low_water(*start)
-            ledger.save_input_path(from_output(config))
+            ledger.save_input_path(from_output(config), None if spool is None else spool.source)
+            if spool is not None:
+                spool.keep()
             if checked.whole:
                 ledger.save_input(
                     inode=found.st_ino,

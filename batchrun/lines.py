@@ -266,9 +266,9 @@ def shown(key: str) -> str:
 
 _RESAVE = " text: save it as UTF-8"
 _FORMATS = (
-    (b"\x1f\x8b", "a gzip file: unpack it first"),
+    (b"\x1f\x8b", "a gzip file: name it .gz, or unpack it"),
     (b"PK\x03\x04", "a zip file (or a spreadsheet): save the records as JSONL"),
-    (b"\x28\xb5\x2f\xfd", "a zstd file: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file: name it .zst, or unpack it"),
     (b"BZh", "a bzip2 file: unpack it first"),
     (b"\xfd7zXZ\x00", "an xz file: unpack it first"),
     (b"\x00\x00\x00\x00", "zero bytes: the file was not written to its end, make it again"),
@@ -305,7 +305,7 @@ def sniff(head: bytes) -> str | None:
     if _NO_TEXT.search(head):
         return "binary data: save the records as JSONL"
     if _QUOTED_COLUMN.match(first) or (not first.startswith(b'"') and re.search(rb"[,;\t]", first)):
-        return "looks like CSV: write each row as a JSON object on its own line"
+        return "looks like CSV: name it .csv or .tsv, or name its --format"
     if not first.startswith(b'"'):
         return "looks like plain text: write each prompt as a JSON text on its own line"
     return None

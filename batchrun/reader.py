@@ -185,7 +185,7 @@ class Reader:
         if self._source.checked is None:
             return
         try:
-            found = os.stat(self._source.path)
+            found = os.stat(self._source.spool or self._source.path)
         except OSError as error:
             raise self._changed() from error
         now = (found.st_ino, found.st_mtime_ns, found.st_size)

@@ -23,6 +23,7 @@ from batchrun.errors import BatchrunError, InputProblem, UsageProblem
 from batchrun.intake import announce, from_output, open_input, settle_input
 from batchrun.log import event
 from batchrun.record import Settings, State, after_crash
+from batchrun.spool import open_copy
 from batchrun.storage.jobdir import JobDir, JobPaths
 from batchrun.storage.ledger import Ledger
 from batchrun.storage.results import Results
@@ -125,7 +126,11 @@ def open_if_there(config: JobConfig) -> int:
 
 def unread(ledger: Ledger, fd: int, config: JobConfig) -> Source:
     """An input of which nothing more is sent: each record that was sent is found in its place, or not at all."""
-    job, reading = ledger.job(), reading_of(config.settings, fd, os.fstat(fd).st_size)
+    job = ledger.job()
+    if job.input_source is not None and (copy := open_copy(config.paths.spool)) is not None:
+        os.dup2(copy, fd, inheritable=False)
+        os.close(copy)
+    reading = reading_of(config.settings, fd, os.fstat(fd).st_size)
     start = job.low_water_line, job.low_water_offset
     return Source(config.input, fd, 0, job.input_records, None, *start, reading=reading)
 

@@ -18,7 +18,7 @@ import orjson
 from batchrun.channel import Channel
 from batchrun.check import Source
 from batchrun.inputs import Parsed
-from batchrun.lines import MAX_LINE_BYTES, BadLine, digest
+from batchrun.lines import MAX_LINE_BYTES, BadLine, digest, strict_json
 from batchrun.log import event
 from batchrun.record import Prompt, Settings, Usage
 from batchrun.storage.jobdir import JobPaths
@@ -64,7 +64,7 @@ def result_of(answered: Answered, row: Row, parsed: Parsed | None, settings: Set
         "id": row.id,
         "line": row.place.line,
         "text": answer.text,
-        "json": answer.json,
+        "json": _parsed(answer.text) if answer.json is None and settings.schema is not None else answer.json,
         "finish_reason": answer.finish_reason,
         "model": _model(parsed.prompt if parsed else None, settings),
         "model_version": answer.model_version,
@@ -77,6 +77,14 @@ def result_of(answered: Answered, row: Row, parsed: Parsed | None, settings: Set
         "submitted_at": utc(row.submitted_at),
         "finished_at": utc(now),
     }
+
+
+def _parsed(text: str | None) -> Any:
+    """What an answer says that was to be JSON; None if it is none."""
+    try:
+        return strict_json((text or "").encode(errors="replace"))
+    except BadLine:
+        return None
 
 
 def one_line(value: dict[str, Any]) -> bytes:

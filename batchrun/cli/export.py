@@ -12,7 +12,7 @@ import click
 from batchrun.check import Source, reading_of
 from batchrun.cli import CONTEXT
 from batchrun.cli.report import say
-from batchrun.cli.status import input_of, open_job, settings_of
+from batchrun.cli.status import file_read, open_job, settings_of
 from batchrun.errors import UsageProblem
 from batchrun.export import FORMATS, Export, write_file
 from batchrun.storage.jobdir import JobPaths, is_locked
@@ -45,7 +45,7 @@ def export(output: Path, shape: str, order: str, with_errors: bool, target: Path
         ledger = opened.enter_context(closing(open_job(paths)))
         if is_locked(paths):
             raise UsageProblem(f"{output} is being written by a run", remedy="export when it has ended")
-        source = input_of(ledger, paths)
+        source = file_read(ledger, paths)
         needed = [output, source] if with_errors or shape == "yandex-dataset" else [output]
         try:
             fds = [opened.enter_context(os.fdopen(open_plain(path))).fileno() for path in needed]

@@ -115,7 +115,7 @@ def config_of_job(ledger: Ledger, paths: JobPaths, log_file: Path | None = None)
     given = {name: stored.get(name) for name in REMEMBERED} | {"provider": settings.provider, "log_file": log_file}
     given |= {"output": paths.output, "state_dir": paths.state}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
-    input_path = str(input_of(ledger, paths))
+    input_path = os.devnull if ledger.job().input_source == "-" else str(input_of(ledger, paths))
     config = config_of(run.make_context("run", [*words, "--", input_path], auto_envvar_prefix=None).params)
     # an endpoint that is no longer the one of the settings is refused as any other change is
     return replace(config, settings=replace(settings, on_this_machine=config.settings.on_this_machine))

@@ -28,9 +28,11 @@ from batchrun.errors import DiskProblem, UsageProblem
 from batchrun.inputs import Shape
 from batchrun.log import LOGGER, LineFormatter
 from batchrun.providers.http import check_endpoint, is_loopback
-from batchrun.record import Settings
+from batchrun.record import Prompt, Settings
+from batchrun.spool import TABLES
 from batchrun.storage.jobdir import JobPaths
 from batchrun.summary import Summary, details, headline
+from batchrun.template import read_template
 
 
 class Sections(click.Command):
@@ -129,12 +131,15 @@ def of_every_start(command: Callable[..., int]) -> Callable[..., int]:
 )
 @option(
     "--format",
-    type=click.Choice(["auto", *map(str, Shape)]),
+    type=click.Choice(["auto", *map(str, Shape), *TABLES]),
     default="auto",
     metavar="NAME",
-    help=f"what the lines are: {', '.join(Shape)}",
+    help=f"what the lines are: {', '.join([*Shape, *TABLES])}",
 )
 @option("--prompt-column", metavar="NAME", help="field that holds the prompt; all others travel along")
+@option(
+    "-t", "--template", type=PATH, metavar="FILE", help="Jinja2 template that makes the prompt of a record's fields"
+)
 @option("--limit", type=COUNT, metavar="N", help="only the first N records")
 @option("--strict", is_flag=True, help="refuse the whole input if any line is bad")
 @option("--state-dir", type=PATH, metavar="DIR", show_default="OUTPUT.batchrun", help="ledger and lock")
@@ -212,6 +217,8 @@ def run(**options: Any) -> int:
       batchrun reviews.jsonl -o answers.jsonl -m yandexgpt/latest
       batchrun reviews.jsonl -o answers.jsonl -m yandexgpt/latest --dry-run
       batchrun reviews.jsonl -o first.jsonl --limit 10
+      batchrun reviews.csv -o answers.jsonl -t classify.j2
+      zcat reviews.jsonl.gz | batchrun - -o answers.jsonl --limit 10
       batchrun reviews.jsonl -o try.jsonl --provider emulator
 
     Every option can also come from the environment as BATCHRUN_<OPTION>, except --new-run,
@@ -291,26 +298,35 @@ def config_of(options: dict[str, Any]) -> JobConfig:
         raise UsageProblem("--emulator-faults goes with --provider emulator", remedy="leave one of them out")
     if options["provider"] == "emulator":
         settings_of(options["emulator_faults"], "--emulator-faults")
+    if options["template"] is not None and options["prompt_column"] is not None:
+        raise UsageProblem("both --template and --prompt-column would make the prompt", remedy="leave one of them out")
+    template = None if options["template"] is None else read_template(options["template"])
+    if template is not None and template.schema is not None and options["provider"] == "yandex-instruct":
+        raise UsageProblem(f"{options['template']}: the older API takes no schema", remedy="leave it out of the head")
+    asked = Prompt("") if template is None else template.options
+    model = options["model"] or asked.model
     endpoint = None if options["endpoint"] is None else check_endpoint(options["endpoint"])
     given = {name: options[name] for name in JobConfig.__dataclass_fields__ if name in options}
     given["read_rps"] = options["read_rps"] or read_rps_for(options["rps"])
     settings = Settings(
         options["provider"],
-        options["model"] or defaults.MODELS[options["provider"]],
-        system_text(options["system"]),
-        options["temperature"],
-        options["max_tokens"],
+        model or defaults.MODELS[options["provider"]],
+        asked.system if options["system"] is None else system_text(options["system"]),
+        asked.temperature if options["temperature"] is None else options["temperature"],
+        asked.max_tokens if options["max_tokens"] is None else options["max_tokens"],
         on_this_machine=endpoint is not None and is_loopback(endpoint),
-        model_given=options["model"] is not None,
+        model_given=model is not None,
         format=options["format"],
         prompt_column=options["prompt_column"],
+        template=None if template is None else template.text,
+        schema=None if template is None else template.schema,
     )
     return JobConfig(paths=JobPaths.of(options["output"], options["state_dir"]), settings=settings, **given)
 
 
 def refuse_strange_text(options: dict[str, Any]) -> None:
     """Raise UsageProblem for names and texts that are no UTF-8, and for a log file that is one of the job."""
-    for name in ("input", "output", "state_dir", "model", "system", "prompt_column"):
+    for name in ("input", "output", "state_dir", "model", "system", "prompt_column", "template"):
         try:
             str(options[name]).encode()
             if isinstance(options[name], Path):

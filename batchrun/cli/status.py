@@ -63,7 +63,13 @@ def open_job(paths: JobPaths) -> Ledger:
 
 def input_of(ledger: Ledger, paths: JobPaths) -> Path:
     """Where the job's input should be, as seen from here."""
-    return Path(os.path.relpath(paths.output.parent / ledger.job().input_path))
+    path = ledger.job().input_path
+    return Path(path if path == "-" else os.path.relpath(paths.output.parent / path))
+
+
+def file_read(ledger: Ledger, paths: JobPaths) -> Path:
+    """The file that holds the job's records: the input, or what was made of it."""
+    return input_of(ledger, paths) if ledger.job().input_source is None else paths.spool
 
 
 def settings_of(ledger: Ledger) -> Settings:

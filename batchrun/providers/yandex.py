@@ -28,6 +28,7 @@ _INVALID_ARGUMENT = 3
 _PASSING_CODES = frozenset({2, 4, 8, 13, 14, 15})
 _MAYBE_FORWARDED = frozenset({408, 499})
 _HTML = "an HTML page"
+_ASKS_FOR_JSON = {"jsonObject", "json_object", "jsonSchema", "json_schema"}
 _FINISH_REASONS = {  # by the status, in the order of its numbers
     "UNSPECIFIED": "unspecified",
     "PARTIAL": "partial",
@@ -129,6 +130,8 @@ class Yandex:
         body = self._body_of(prompt.text) if prompt.body is None else dict(prompt.body)
         self._fill(body, wanted["model"], wanted["system"])
         _fill_options(body, self.options, wanted["temperature"], wanted["max_tokens"])
+        if settings.schema is not None and not body.keys() & _ASKS_FOR_JSON:
+            body["jsonSchema"] = {"schema": orjson.Fragment(settings.schema)}
         return orjson.dumps(body)
 
     def _body_of(self, text: str | None) -> JsonObject:

@@ -72,6 +72,10 @@ class JobPaths:
         return self.state / "quarantine"
 
     @property
+    def spool(self) -> Path:
+        return self.state / "spool"
+
+    @property
     def emulator_journal(self) -> Path:
         return self.state / "emulator.jsonl"
 
@@ -170,7 +174,9 @@ class JobDir:
 
     def discard_if_made(self) -> None:
         """Leave nothing behind of a job that was refused at its first start, before anything was sent."""
-        made = files_of(self.paths.ledger) if self._made_ledger else []  # one that was there is never ours to delete
+        made = (
+            [*files_of(self.paths.ledger), self.paths.spool] if self._made_ledger else []
+        )  # one that was there is never ours to delete
         with suppress(OSError):
             for path in made:
                 path.unlink(missing_ok=True)

@@ -395,9 +395,9 @@ class Ledger:
         """Every line before this one has a row."""
         self.execute("save_low_water", line=line, offset=offset)
 
-    def save_input_path(self, path: str) -> None:
-        """Where the input is, seen from the output's folder."""
-        self.execute("save_input_path", path=path)
+    def save_input_path(self, path: str, source: str | None = None) -> None:
+        """Where the input is, seen from the output's folder, and what the spool was made of, if there is one."""
+        self.execute("save_input_path", path=path, source=source)
 
     def save_input(self, *, inode: int, mtime_ns: int, size: int, digest: bytes, records: int) -> None:
         """The input as the last complete check found it."""

@@ -170,7 +170,8 @@ UPDATE job
 
 -- name: save_input_path
 UPDATE job
-   SET input_path = :path;
+   SET input_path   = :path,
+       input_source = :source;
 
 -- name: save_input
 UPDATE job

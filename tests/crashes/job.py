@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import os
 import random
@@ -29,7 +30,8 @@ from tests.crashes.service import FAILING, PLAIN, RECORDS, Clock, Service
 
 INPUT, OUTPUT, FAILURES = "in.jsonl", "out.jsonl", "out.errors.ndjson"
 ELSEWHERE = "elsewhere"  # the state's own folder: the syncs of one folder must not stand in for those of another
-GIVEN = (INPUT, ELSEWHERE)
+PACKED = f"{INPUT}.gz"
+GIVEN = (INPUT, PACKED, ELSEWHERE)
 CREDENTIALS = {"YC_API_KEY": "crashes-key-that-nobody-may-see", "YC_FOLDER_ID": "b1g0c0a5e5c0a5e5c0a5"}
 SOME_FAILED, SOME_HELD = 1, 4
 HARMLESS = Failed(f"{ELSEWHERE}/state/ledger.db-wal", Call.UNLINK)  # SQLite has emptied it, and opens it again
@@ -114,6 +116,7 @@ class Bench:
     """The folder of the job. Its input stays where it is: a resumed run shall know it again."""
 
     on_ambiguous: OnAmbiguous = "resubmit"
+    input = INPUT
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(os.path.realpath(folder))
@@ -121,6 +124,11 @@ class Bench:
         (self.folder / INPUT).write_text("".join(lines))
         (self.folder / ELSEWHERE).mkdir(exist_ok=True)
         self.paths = JobPaths.of(self.folder / OUTPUT, self.folder / ELSEWHERE / "state")
+
+    def pack(self) -> None:
+        """Let the job read its input out of an archive."""
+        self.input = PACKED
+        (self.folder / PACKED).write_bytes(gzip.compress((self.folder / INPUT).read_bytes()))
 
     def record(self, start: Crash = NOTHING, **how: Any) -> Recording:
         """Run to the end from there, and write down everything it does.
@@ -233,7 +241,7 @@ class Bench:
 
     def _run(self, service: Service, **how: Any) -> Summary:
         config = JobConfig(
-            self.folder / INPUT,
+            self.folder / self.input,
             self.paths,
             Settings("yandex", "yandexgpt/latest"),
             rps=1000.0,

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.crashes.job import OUTPUT, Bench, Crash, Recording
-from tests.crashes.recorder import Accepted, Create, Event, MakeDirectory, Rename, Sync, Unlink, Write
+from tests.crashes.job import ELSEWHERE, OUTPUT, Bench, Crash, Recording
+from tests.crashes.recorder import Accepted, Create, Event, MakeDirectory, Rename, Sync, TurnedAway, Unlink, Write
 from tests.crashes.replay import File, Kind
 from tests.figures import note
 
@@ -73,6 +73,26 @@ def test_a_run_that_nothing_ends_early_is_a_job_well_done(bench: Bench) -> None:
 @EVERY_KIND
 def test_a_crash_anywhere_costs_nothing(bench: Bench, run: Run, kind: Kind) -> None:
     judge_all(run(bench).crashes(kind), bench.judge)
+
+
+@pytest.mark.parametrize("kind", list(Kind) if EVERY_ONE else [Kind.KILL, Kind.DROP])
+def test_a_crash_anywhere_costs_a_packed_input_nothing(bench: Bench, kind: Kind) -> None:
+    """Fails if the copy is read before it is whole, or its name is not durable when the ledger relies on it."""
+    bench.pack()
+    judge_all(bench.record().crashes(kind), bench.judge)
+
+
+def test_the_copy_of_a_packed_input_is_on_disk_before_anything_is_sent(bench: Bench) -> None:
+    """Fails if a sync is left out: a run after a power cut would read zeros, as its name, time and size are right."""
+    bench.pack()
+    events = bench.record().events
+    part, copy = f"{ELSEWHERE}/state/spool.part", f"{ELSEWHERE}/state/spool"
+    synced, renamed = events.index(Sync(part)), events.index(Rename(part, copy))
+    assert max(at for at, event in enumerate(events) if isinstance(event, Write) and event.path == part) < synced
+    assert synced < renamed
+    sent = next(at for at, event in enumerate(events) if isinstance(event, Accepted | TurnedAway))
+    assert events[renamed + 1] == Sync(f"{ELSEWHERE}/state")
+    assert renamed + 1 < sent
 
 
 @pytest.mark.parametrize("kind", list(Kind) if EVERY_ONE else [Kind.KILL, Kind.DROP])

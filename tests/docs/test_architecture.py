@@ -55,6 +55,7 @@ def test_the_files_of_the_docs_are_those_of_a_job(monkeypatch: pytest.MonkeyPatc
         paths.ledger,
         paths.lock,
         paths.quarantine,
+        paths.spool,
         paths.emulator_journal,
     ]
     named = {str(path.relative_to(ROOT)) for path in own}

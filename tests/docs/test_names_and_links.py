@@ -60,7 +60,7 @@ def test_every_option_on_a_page_exists(page: Path) -> None:
 def test_every_command_on_a_page_exists(page: Path) -> None:
     code = re.findall(r"^```.*?^```$|`[^`\n]+`", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     for word in re.findall(r"(?:^|[`$] ?)batchrun ([^\s`]+)", "\n".join(code), re.MULTILINE):
-        is_file = "." in word or word in ("INPUT", "FILE")
+        is_file = "." in word or word in ("INPUT", "FILE", "-")
         assert is_file or word in commands(), word
 
 

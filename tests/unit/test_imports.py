@@ -28,7 +28,7 @@ LEVELS = {
     **dict.fromkeys(("errors", "redact", "record", "pacing", "lines", "inputs", "channel", "emulator"), 0),
     **dict.fromkeys(("log", "stop"), 1),
     **dict.fromkeys(("storage", "providers"), 2),
-    **dict.fromkeys(("config", "check", "intake", "tail", "recovery"), 3),
+    **dict.fromkeys(("config", "check", "spool", "template", "intake", "tail", "recovery"), 3),
     **dict.fromkeys(("reader", "submitter", "tracker", "writer", "summary", "verify", "export"), 3),
     "job": 4,
     "cli": 5,

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -298,3 +299,15 @@ def test_a_ledger_of_another_time_is_read_too(desk: Desk) -> None:
     write_failures(reader, desk.source, desk.paths)
     reader.close()
     assert desk.paths.failures.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [('{"a":\n 1}', {"a": 1}), ("[]", []), ("Да", None), ("[NaN]", None), ('{"a": 1, "a": 2}', None), ("", None)],
+)
+def test_with_a_schema_an_answer_is_parsed_if_it_is_strict_json(desk: Desk, text: str, parsed: object) -> None:
+    seq = desk.record(b'"x"')
+    answered = Answered(seq, "op1", replace(ANSWER, text=text))
+    asked = replace(SETTINGS, schema="{}")
+    assert result_of(answered, desk.ledger.row(seq), None, asked, NOW)["json"] == parsed
+    assert result_of(answered, desk.ledger.row(seq), None, SETTINGS, NOW)["json"] is None

@@ -9,6 +9,7 @@ import json
 import logging
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
 
@@ -104,6 +105,16 @@ PROMPTS: dict[str, tuple[Prompt, Settings, JsonObject]] = {
         Prompt("Hi", model="gpt://other/yandexgpt/rc@tuned1"),
         PLAIN,
         {"messages": [USER], "modelUri": "gpt://other/yandexgpt/rc@tuned1"},
+    ),
+    "a schema": (
+        Prompt("Hi"),
+        replace(PLAIN, schema='{"type": "object"}'),
+        {"messages": [USER], "modelUri": URI, "jsonSchema": {"schema": {"type": "object"}}},
+    ),
+    "a schema, and a body that asks for JSON of its own": (
+        Prompt(None, body={"messages": [USER], "jsonObject": True}),
+        replace(PLAIN, schema='{"type": "object"}'),
+        {"messages": [USER], "modelUri": URI, "jsonObject": True},
     ),
     "only the length": (
         Prompt("Hi", max_tokens=9_007_199_254_740_993),

@@ -1,0 +1,265 @@
+"""What is no plain file of JSON lines is copied into one first: archives, streams, tables.
+
+A run reads records by their place, and reads them again later. So the copy is whole and synced before anything is sent,
+takes the place of the one before only when it has passed every check, and is what the run reads from then on.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import os
+import select
+import stat
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib import import_module
+from itertools import chain
+from pathlib import Path
+from typing import Any, NoReturn
+
+import orjson
+
+from batchrun.check import BLOCK_BYTES
+from batchrun.errors import InputProblem, UsageProblem
+from batchrun.lines import MAX_LINE_BYTES, shown
+from batchrun.record import Settings
+from batchrun.storage.jobdir import JobPaths
+from batchrun.storage.ledger import Job
+from batchrun.storage.results import full_disk, sync, sync_directory, write_at
+
+STDIN = (Path("-"), Path("/dev/stdin"))
+STREAMS = (*STDIN, Path(os.devnull))  # the last brings nothing: what came before is read
+MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
+TABLES = ("csv", "tsv")
+NOT_A_RECORD = ""  # no column has this name: under it stands why a row is none
+
+
+def made_of(path: Path, fd: int, settings: Settings) -> str | None:
+    """What a copy of this input would be made of; None: it needs none and is read as it is."""
+    found, table = os.fstat(fd), _table(path, settings)
+    if path in STREAMS or not stat.S_ISREG(found.st_mode):
+        return "-"
+    if table is None and path.suffix.lower() not in MAGIC:
+        return None
+    return f"{found.st_ino}:{found.st_mtime_ns}:{found.st_size}" + (f":{table}" if table else "")
+
+
+def _table(path: Path, settings: Settings) -> str | None:
+    names = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in MAGIC]
+    kind = names[-1][1:] if settings.format == "auto" and names else settings.format
+    return kind if kind in TABLES else None
+
+
+def open_copy(path: Path) -> int | None:
+    """The copy that is there; None for none, and for whatever else has its name."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    found = os.fstat(fd)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+        return fd
+    os.close(fd)
+    return None
+
+
+class Spool:
+    """The copy in the state directory, and the one that may become it; or, ``for_good`` being false, never does."""
+
+    def __init__(self, paths: JobPaths, source: str, *, for_good: bool) -> None:
+        self._path = paths.spool
+        aside = Path(tempfile.gettempdir(), f"batchrun-{os.getpid()}")
+        self._part = paths.spool.with_name("spool.part") if for_good else aside
+        self._for_good = for_good
+        self.source = source
+        self.is_new = False
+
+    def read_instead(self, path: Path, fd: int, settings: Settings, job: Job) -> None:
+        """Let ``fd`` be the copy's: the one that is there if it is still what it was made of, else a new one.
+
+        A stream without a byte brings nothing new: the copy that is there is read.
+
+        Raises:
+            InputProblem: the input is torn, or no such archive or table.
+            DiskProblem: there is no room for it.
+        """
+        known = open_copy(self._path)
+        try:
+            checked = (job.input_inode, job.input_mtime_ns, job.input_size)
+            if known is None or not self.source == job.input_source != "-" or _identity(known) != checked:
+                size = self._fill(path, fd, settings)
+                self.is_new = size > 0 or self.source != "-" or known is None
+            if known is not None and not self.is_new:
+                os.dup2(known, fd, inheritable=False)
+        finally:
+            if known is not None:
+                os.close(known)
+
+    def _fill(self, path: Path, fd: int, settings: Settings) -> int:
+        """Make a new copy and let ``fd`` be its. Returns its size."""
+        at = 0
+        try:
+            self._part.unlink(missing_ok=True)  # of a run that was killed here
+            copy = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                for block in _blocks(path, fd, settings):
+                    write_at(copy, block, at)
+                    at += len(block)
+                sync(copy)
+                if made_of(path, fd, settings) != self.source:
+                    raise InputProblem(f"{path} was changed while it was read", remedy="run again when it is at rest")
+                os.dup2(copy, fd, inheritable=False)
+            finally:
+                os.close(copy)
+        except OSError as error:
+            raise full_disk(self._part, error) from error
+        return at
+
+    def keep(self) -> None:
+        """The new copy has passed: it takes its place, durably, before the ledger says so.
+
+        Killed in between, the ledger still knows the old one, and the next start checks the new one against it.
+        """
+        if self.is_new and self._for_good:
+            try:
+                os.replace(self._part, self._path)
+                sync_directory(self._path.parent)
+            except OSError as error:
+                raise full_disk(self._path, error) from error
+
+    def discard_part(self) -> None:
+        with suppress(OSError):
+            self._part.unlink(missing_ok=True)
+
+
+def _identity(fd: int) -> tuple[int, int, int]:
+    found = os.fstat(fd)
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+# --- archives and streams ---
+
+
+def _blocks(path: Path, fd: int, settings: Settings) -> Iterator[bytes]:
+    """What the copy shall hold, in pieces."""
+    select.select([fd], [], [])  # of a pipe that nobody has opened for writing yet, reading would find the end
+    os.set_blocking(fd, True)
+    with os.fdopen(os.dup(fd), "rb") as raw:
+        file = _unpacked(path, raw)
+        table = _table(path, settings)
+        if table is not None:
+            yield from _rows(path, file, "\t" if table == "tsv" else ",", settings)
+            return
+        while block := _read(path, file.read, BLOCK_BYTES):
+            yield block
+
+
+def _unpacked(path: Path, raw: io.BufferedReader) -> io.BufferedIOBase:
+    suffix = path.suffix.lower()
+    if suffix not in MAGIC:
+        return raw
+    if not _read(path, raw.peek, 4).startswith(MAGIC[suffix]):
+        remedy = f"name it without {suffix} if it is not packed"
+        raise InputProblem(f"{path} is named {suffix} and is no such archive", remedy=remedy)
+    return gzip.GzipFile(fileobj=raw) if suffix == ".gz" else _zstd(path).ZstdFile(raw)
+
+
+def _zstd(path: Path) -> Any:
+    for name in ("compression.zstd", "backports.zstd"):
+        with suppress(ImportError):
+            return import_module(name)
+    raise UsageProblem(f"{path}: nothing here unpacks zstd", remedy="pip install 'batchrun[zstd]', or unpack it first")
+
+
+def _read(path: Path, read: Callable[[int], bytes], size: int) -> bytes:
+    try:
+        return read(size)
+    except Exception as error:
+        if not isinstance(error, OSError | EOFError | zlib.error) and type(error).__name__ != "ZstdError":
+            raise
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else "the archive is torn or damaged"
+        raise InputProblem(f"{path}: {reason}", remedy="make it again; nothing was sent") from error
+
+
+# --- tables ---
+
+
+def _rows(path: Path, file: io.BufferedIOBase, delimiter: str, settings: Settings) -> Iterator[bytes]:
+    """Each row as an object, on the line on which it begins in the table."""
+
+    def refuse(line: int, reason: str, remedy: str = "mend it; nothing was sent") -> NoReturn:
+        raise InputProblem(f"{path}:{line}: {reason}", remedy=remedy)
+
+    def lines() -> Iterator[str]:
+        number = 0
+        while raw := _read(path, file.readline, MAX_LINE_BYTES + 1):
+            number += 1
+            if len(raw) > MAX_LINE_BYTES:
+                refuse(number, "longer than 4 MiB")
+            text = raw.decode(errors="surrogateescape")
+            yield text.removeprefix("\ufeff") if number == 1 else text
+
+    csv.field_size_limit(MAX_LINE_BYTES)
+    text = lines()
+    first = next(text, "")
+    if delimiter == "," and ";" in first and "," not in first:
+        delimiter = ";"  # as spreadsheets write it where the comma is in the numbers
+    reader = csv.reader(chain([first], text), delimiter=delimiter, strict=True)
+    columns: list[str] = []
+    begins, written = 1, 0
+    try:
+        for row in reader:
+            line, begins = begins, reader.line_num + 1
+            if len(row) <= 1 and not "".join(row).strip():
+                continue
+            if columns:
+                yield b"\n" * (line - 1 - written) + orjson.dumps(_object(columns, row)) + b"\n"
+                written = line
+                continue
+            columns = row
+            if reason := _no_header(columns):
+                refuse(line, reason)
+            if settings.prompt_column is None and settings.template is None:
+                remedy = "--prompt-column NAME, or -t FILE with {{ NAME }}"
+                refuse(line, f"which column is the prompt? There are: {', '.join(map(shown, columns))}", remedy)
+    except csv.Error as error:
+        refuse(begins, _in_words(str(error)))
+
+
+def _no_header(columns: list[str]) -> str | None:
+    """Why these cannot be the names of columns."""
+    if not _is_text("".join(columns)):
+        return "not UTF-8, or a NUL byte: save the table as UTF-8"
+    for place, name in enumerate(columns, 1):
+        if not name.strip():
+            return f"column {place} has no name"
+        if name in columns[: place - 1]:
+            return f"two columns are named '{shown(name)}'"
+    return None
+
+
+def _object(columns: list[str], row: list[str]) -> dict[str, str]:
+    if len(row) != len(columns):
+        return {NOT_A_RECORD: f"the row has {len(row)} cells, and there are {len(columns)} columns"}
+    if not _is_text("".join(row)):
+        return {NOT_A_RECORD: "not UTF-8, or a NUL byte"}
+    return dict(zip(columns, row, strict=True))
+
+
+def _is_text(cells: str) -> bool:
+    return "\0" not in cells and not any("\udc80" <= char <= "\udcff" for char in cells)
+
+
+def _in_words(complaint: str) -> str:
+    if "field limit" in complaint:
+        return "a cell is longer than 4 MiB; perhaps its quote is not closed"
+    if "end of data" in complaint:
+        return "a quote is opened here and not closed"
+    if "new-line" in complaint:
+        return "line ends are CR only: convert the line ends to LF"
+    return "a quote inside a cell in quotes is written twice"

@@ -1,0 +1,221 @@
+"""A prompt template: Jinja2 in a sandbox, with a head of settings in TOML between two lines of ``+++``."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import threading
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from batchrun.errors import InputProblem, UsageProblem
+from batchrun.inputs import parse
+from batchrun.lines import MAX_LINE_BYTES, BadLine, shown, strict_json
+from batchrun.record import JsonObject, Prompt
+
+FENCE = "+++"
+MISSING = "is not in the record"
+MAX_STEPS = 100_000  # rounds of loops, calls of macros and long texts in one prompt: a second or so
+_IN_HEAD = ("system", "model", "schema", "options.temperature", "options.max_tokens")
+_ID_FIELDS = ("id", "custom_id", "key")
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """``text`` makes prompts, the rest is what its head leaves open or settles. ``schema`` is JSON."""
+
+    text: str
+    options: Prompt
+    schema: str | None
+
+
+def read_template(path: Path) -> Template:
+    """Read a template and its head, and see that both can be understood.
+
+    Raises:
+        UsageProblem: they cannot.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except (OSError, ValueError) as error:
+        raise UsageProblem(f"{path} cannot be read as UTF-8 text", remedy="name a text file with -t") from error
+    head, lines = "", text.split("\n")
+    if lines[0].rstrip() == FENCE:
+        end = next((at for at, line in enumerate(lines[1:], 1) if line.rstrip() == FENCE), None)
+        if end is None:
+            raise UsageProblem(f"{path}: the head has no end", remedy=f"put a line of {FENCE} after it")
+        head = "\n".join(lines[1:end])
+        text = "{#" + "\n" * (end + 1) + "#}" + "\n".join(lines[end + 1 :])  # lines keep their numbers
+    template = _with_head(path, text, head)
+    import jinja2
+
+    try:
+        compiled(text)
+    except jinja2.TemplateSyntaxError as error:
+        raise UsageProblem(
+            f"{path}:{error.lineno}: {shown(error.message or '')}", remedy="mend the template"
+        ) from error
+    except (RecursionError, MemoryError, OverflowError, SyntaxError, ValueError) as error:
+        raise UsageProblem(f"{path}: nested too deep, or too long", remedy="make the template simpler") from error
+    return template
+
+
+def _with_head(path: Path, text: str, head: str) -> Template:
+    try:
+        given: JsonObject = tomllib.loads(head)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageProblem(f"{path}: the head is no TOML: {error}", remedy='system = "…" is a line of one') from error
+    options = given.pop("options", {})
+    flat = isinstance(options, dict)
+    given |= {f"options.{name}": value for name, value in options.items()} if flat else {"options": options}
+    for name in given:
+        if name not in _IN_HEAD:
+            alike = difflib.get_close_matches(name, _IN_HEAD, n=1, cutoff=0.5)
+            hint = f"did you mean {alike[0]}?" if alike else f"it may have {', '.join(_IN_HEAD)}"
+            raise UsageProblem(f"{path}: unknown in the head: {shown(name)}", remedy=hint)
+    schema = _schema(path, given.pop("schema", None))
+    named = {name.removeprefix("options."): value for name, value in given.items()}
+    try:
+        return Template(text, parse(json.dumps({"prompt": text or "-", **named}, default=str).encode()).prompt, schema)
+    except BadLine as bad:
+        raise UsageProblem(f"{path}: in the head, {bad}", remedy="mend the head") from bad
+
+
+def _schema(path: Path, given: Any) -> str | None:
+    """A JSON Schema as one JSON text: from the head itself, or from a file beside the template."""
+    if isinstance(given, str):
+        path = path.parent / given
+        try:
+            given = strict_json(path.read_bytes())
+        except (OSError, ValueError, BadLine) as error:
+            reason = str(error) if isinstance(error, BadLine) else "cannot be read"
+            raise UsageProblem(
+                f"{path}: {reason}", remedy="the schema is a file of JSON beside the template"
+            ) from error
+    if not isinstance(given, dict | None):
+        raise UsageProblem(f"{path}: a schema is an object", remedy="a table in the head, or the name of a JSON file")
+    return None if given is None else json.dumps(given, default=str)
+
+
+# --- making prompts ---
+
+
+class _Steps(threading.local):
+    """How many are left for the prompt that this thread is making."""
+
+    left = 0
+
+
+@cache
+def compiled(text: str) -> Callable[[JsonObject], str]:
+    """What makes the prompt of a record's fields; raises BadLine where they do not do.
+
+    The sandbox keeps a template from the program around it, and steps are counted: rounds of loops, calls of macros,
+    and texts that are joined or repeated, by their length. It is still code of the user's; a filter may do a lot.
+    """
+    from jinja2 import StrictUndefined, TemplateError, nodes
+    from jinja2.exceptions import SecurityError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.visitor import NodeTransformer
+
+    steps = _Steps()
+
+    class Missing(StrictUndefined):
+        __slots__ = ()
+
+        @property
+        def _undefined_message(self) -> str:
+            name = f"'{shown(str(self._undefined_name))}'"
+            if self._undefined_exception is SecurityError:
+                return f"{name} is not allowed"
+            return self._undefined_hint or f"{name} {MISSING}"
+
+    class Counted(NodeTransformer):
+        def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
+            super().generic_visit(node)
+            if isinstance(node, nodes.For | nodes.Macro | nodes.CallBlock):
+                node.body.insert(0, nodes.ExprStmt(_call("step", [], node.lineno), lineno=node.lineno))
+            return _call("joined", node.nodes, node.lineno) if isinstance(node, nodes.Concat) else node
+
+    def _call(name: str, given: list[nodes.Expr], line: int) -> nodes.Call:
+        return nodes.Call(nodes.EnvironmentAttribute(name, lineno=line), given, [], None, None, lineno=line)
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset({"+", "*", "**"})
+
+        def _parse(self, *source: Any) -> nodes.Template:
+            tree: nodes.Template = Counted().visit(super()._parse(*source))
+            tree.set_environment(self)
+            return tree
+
+        def step(self, length: int = 0) -> None:
+            steps.left -= 1 + max(0, length) // 256
+            if steps.left < 0:
+                raise InputProblem(
+                    f"the template takes more than {MAX_STEPS:,} steps for one record",
+                    remedy="loops, macros and long texts count; make it simpler, nothing was sent",
+                )
+
+        def joined(self, *parts: Any) -> str:
+            texts = [str(part) for part in parts]
+            self.step(sum(map(len, texts)))
+            return "".join(texts)
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            self.step(_length(operator, left, right))
+            return super().call_binop(context, operator, left, right)
+
+    sandbox = Sandbox(undefined=Missing, autoescape=False, keep_trailing_newline=True, optimized=False)
+    template = sandbox.from_string(text)
+
+    def render(fields: JsonObject) -> str:
+        steps.left = MAX_STEPS
+        id_ = next((fields[name] for name in _ID_FIELDS if name in fields), Missing(name="id"))
+        names = {"record": fields, "id": id_, **fields}
+        made: list[str] = []
+        size = 0
+        try:
+            for piece in template.generate(names):
+                made.append(piece)
+                size += len(piece)
+                if size > MAX_LINE_BYTES:
+                    raise BadLine("the template makes a prompt longer than 4 MiB")
+            prompt = "".join(made)
+            prompt.encode()
+        except (BadLine, InputProblem):
+            raise
+        except Exception as error:  # the template is a program: anything may happen in it
+            reason = "does not work with this record"
+            if isinstance(error, TemplateError):
+                reason = str(error)
+            if reason.endswith(MISSING):
+                here = ", ".join(shown(name) for name in [*fields][:8])
+                reason += f"; fields here: {here}. For one that may be missing: {{{{ NAME | default('') }}}}"
+            raise BadLine(f"template line {_line(error)}: {reason}") from error
+        return prompt
+
+    return render
+
+
+def _length(operator: str, left: Any, right: Any) -> int:
+    """How long the result of an operation may be: characters, items, or bits of a number."""
+    match operator, left, right:
+        case "**", int(), int():
+            return left.bit_length() * right
+        case ("*", int() as times, many) | ("*", many, int() as times) if hasattr(many, "__len__"):
+            return times * len(many)
+    return sum(len(each) for each in (left, right) if hasattr(each, "__len__"))
+
+
+def _line(error: BaseException) -> int:
+    """The line of the template; Jinja puts it into the traceback."""
+    line, trace = 1, error.__traceback__
+    while trace is not None:
+        if "__jinja_exception__" in trace.tb_frame.f_globals:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
