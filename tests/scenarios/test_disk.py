@@ -120,7 +120,7 @@ def test_a_limit_on_the_size_of_files_ends_a_run_in_words(bench: Bench) -> None:
     bench.lines(*(record(f"prompt {number}") for number in range(12)), record("the last", note="n" * 1_000_000))
     in_doubt = 0
     for kib, said in (
-        (100, "ledger.db` cannot be used (SQLITE_IOERR_WRITE)"),
+        (70, "ledger.db` cannot be used (SQLITE_IOERR_WRITE)"),
         (900, "`out.jsonl` cannot be written (File too large)"),
     ):
         limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (kib << 10, kib << 10))
