@@ -137,7 +137,10 @@ def _next(summary: Summary, last: Run | None, again: str, paths: JobPaths, *, ru
     if summary.unsent or counts[State.OPEN] or counts[State.INTENT]:
         return again
     if counts[State.HELD] or counts[State.EXPIRED]:
-        return f"decide: what stands in {paths.failures} can be put into a new input, which may pay twice"
+        only = State.HELD if counts[State.HELD] else State.EXPIRED
+        return (
+            f"decide: batchrun retry {shlex.quote(str(paths.output))} --only {only} sends them again, and may pay twice"
+        )
     if counts[State.FAILED]:
-        return f"look at {paths.failures}; a line mended in the input is sent by the same command"
+        return f"look at {paths.failures}; batchrun retry sends again what may pass, the same command a mended line"
     return "nothing, every record is written"
