@@ -28,7 +28,7 @@ from batchrun.errors import DiskProblem, UsageProblem
 from batchrun.inputs import Shape
 from batchrun.log import LOGGER, LineFormatter
 from batchrun.providers.http import check_endpoint, is_loopback
-from batchrun.record import Prompt, Settings
+from batchrun.record import Prompt, Settings, State
 from batchrun.spool import TABLES
 from batchrun.storage.jobdir import JobPaths
 from batchrun.summary import Summary, details, headline
@@ -263,7 +263,11 @@ def conclude(summary: Summary, config: JobConfig, *, speaks: bool) -> int:
 def say_unwell(summary: Summary, paths: JobPaths) -> None:
     """The two lines of a job whose end somebody should know of."""
     say(f"batchrun: {headline(summary)}")
-    say(f"  see {paths.failures}, or: batchrun status {paths.output}")
+    unsure = [state for state in (State.HELD, State.EXPIRED) if summary.counts[state]]
+    if unsure:
+        say(f"  batchrun retry {paths.output} --only {unsure[0]} sends them again, and may pay for them twice")
+    else:
+        say(f"  see {paths.failures}, or: batchrun status {paths.output}")
 
 
 def print_summary(summary: Summary, config: JobConfig) -> None:
