@@ -55,6 +55,7 @@ SECTIONS = {
     "--provider": "Model",
     "--rps": "Pace",
     "--on-ambiguous": "Resume and doubt",
+    "--dry-run": "This run",
     "--quiet": "Screen and log",
     "--help": "Other",
 }
