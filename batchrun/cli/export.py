@@ -12,7 +12,7 @@ import click
 from batchrun.check import Source, reading_of
 from batchrun.cli import CONTEXT
 from batchrun.cli.report import say
-from batchrun.cli.status import file_read, open_job, settings_of
+from batchrun.cli.status import STATE_DIR, file_read, open_job, settings_of
 from batchrun.errors import UsageProblem
 from batchrun.export import FORMATS, Export, write_file
 from batchrun.storage.jobdir import JobPaths, is_locked
@@ -27,7 +27,8 @@ from batchrun.verify import open_plain
 @click.option(
     "-o", "target", metavar="FILE", type=click.Path(path_type=Path), required=True, help="new file; - is stdout"
 )
-def export(output: Path, shape: str, order: str, with_errors: bool, target: Path) -> None:
+@STATE_DIR
+def export(output: Path, shape: str, order: str, with_errors: bool, target: Path, state_dir: Path | None) -> None:
     """Take the answers of OUTPUT away, in the order of the input and in the format you need.
 
     \b
@@ -40,7 +41,7 @@ def export(output: Path, shape: str, order: str, with_errors: bool, target: Path
     """
     if with_errors and shape == "yandex-dataset":
         raise UsageProblem("yandex-dataset has no place for failures", remedy="leave out --with-errors")
-    paths = JobPaths.of(output)
+    paths = JobPaths.of(output, state_dir)
     with ExitStack() as opened:
         ledger = opened.enter_context(closing(open_job(paths)))
         if is_locked(paths):

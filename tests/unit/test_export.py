@@ -469,3 +469,10 @@ def test_without_a_job_there_is_nothing_to_export(tmp_path: Path) -> None:
     problem = CliRunner().invoke(export, [str(tmp_path / "out.jsonl"), "-o", "-"]).exception
     assert isinstance(problem, BatchrunError)
     assert problem.exit_code == 2
+
+
+def test_a_state_that_stands_elsewhere_is_named(shelf: Shelf, tmp_path: Path) -> None:
+    beside = shelf.take()
+    os.rename(shelf.paths.state, tmp_path / "elsewhere")
+    assert shelf.call("-o", "-").exit_code != 0
+    assert shelf.take("--state-dir", str(tmp_path / "elsewhere")) == beside
