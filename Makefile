@@ -2,7 +2,7 @@
 # nothing beforehand but Python 3.11 or newer (and use uv when it is on PATH).
 
 PYTHON ?= python3
-TEST_ARGS ?= -n 4 --dist worksteal
+TEST_ARGS ?= -n 6 --dist worksteal
 
 # Whatever environment is active in the calling shell, only .venv counts here.
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH

@@ -290,7 +290,10 @@ def _config(input: PathName, output: PathName, options: dict[str, Any]) -> JobCo
     try:
         if options.keys() & OF_THE_SCREEN:
             raise UsageError("run_job prints nothing and logs nothing by itself")
-        return config_of(run.make_context("run", [*words, f"--output={output}", "--", str(input)]).params)
+        params = run.make_context("run", [*words, f"--output={output}", "--", str(input)]).params
+        if params["dry_run"]:
+            raise UsageError("run_job sends: a look without sending is for the command")
+        return config_of(params)
     except ClickException as problem:
         raise UsageProblem(redact(problem.format_message()), remedy="see batchrun run --help") from problem
 

@@ -189,8 +189,10 @@ def _judge(path: Path, found: Checked, *, strict: bool, of_failures: bool) -> No
     """``of_failures``: many may be bad, and the first, since the failure of a bad line holds no record."""
     if strict and found.bad:
         remedy = "--strict refuses the whole input; nothing was sent"
-    elif of_failures:
+    elif of_failures and found.bad < found.records:
         return
+    elif of_failures and found.bad:
+        remedy = "no record of it can be read: were its prompts made with -t or --prompt-column? nothing was sent"
     elif found.first_is_bad:
         remedy = "the first record is bad, so this is hardly the right file (--format names a shape); nothing was sent"
         remedy = found.remedy or remedy

@@ -125,7 +125,7 @@ def _openai(row: Row, found: JsonObject) -> JsonObject:
     line = {"id": f"batch_req_{row.place.line}", "custom_id": name, "response": None, "error": None}
     if error is not None:
         return line | {"error": {"code": error["kind"], "message": error["message"]}}
-    message = {"role": "assistant", "content": found["text"]} | _tool_calls(found["json"])
+    message = {"role": "assistant", "content": found["text"]} | _tool_calls(found)
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": found["finish_reason"]}
     body = {"id": operation_id, "object": "chat.completion", "created": int(row.finished_at or 0)}
     body |= {"model": found["model"], "system_fingerprint": found["model_version"], "choices": [choice]}
@@ -134,7 +134,8 @@ def _openai(row: Row, found: JsonObject) -> JsonObject:
     return line | {"response": {"status_code": 200, "request_id": operation_id, "body": body}}
 
 
-def _tool_calls(given: JsonObject | None) -> JsonObject:
+def _tool_calls(answer: JsonObject) -> JsonObject:
+    given = answer["json"] if answer["finish_reason"] == "tool_calls" else None
     calls = [each["functionCall"] for each in (given or {}).get("toolCalls", ())]
     named = [{"name": call["name"], "arguments": orjson.dumps(call.get("arguments", {})).decode()} for call in calls]
     found = [{"id": f"call_{at}", "type": "function", "function": each} for at, each in enumerate(named)]

@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any
 
 from batchrun.lines import BadLine, shown, strict_json
-from batchrun.record import JsonObject, Prompt, RecordId
+from batchrun.record import Failure, JsonObject, Prompt, RecordId, State, after_request
 
 MAX_ID_BYTES = 256
 
@@ -36,6 +36,7 @@ class Parsed:
     id: RecordId
     prompt: Prompt
     meta: JsonObject
+    maybe_paid: int = 0  # what a failures file says was perhaps paid for it, in another job
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +73,15 @@ def parse(raw: bytes, reading: Reading = AS_EACH_IS) -> Parsed:
     Raises:
         BadLine: It is not strict JSON, is of another shape, or asks for what the service would refuse.
     """
-    value = strict_json(raw)
-    while (found := _shape_of(value)) is Shape.FAILURES and reading.shape in (None, found):
-        value, reading = value["input"], replace(reading, shape=None)  # the record that failed, as it was read then
-        if value is None:
+    return _parsed(strict_json(raw), reading)
+
+
+def _parsed(value: Any, reading: Reading) -> Parsed:
+    if (found := _shape_of(value)) is Shape.FAILURES and reading.shape in (None, found):
+        if value["input"] is None:
             raise BadLine("this failure does not hold its record: mend the line in the input it came from")
+        parsed = _parsed(value["input"], replace(reading, shape=None))  # the record that failed, as it was read then
+        return replace(parsed, maybe_paid=parsed.maybe_paid + _perhaps_paid(value))
     if reading.prompt_column is not None or reading.render is not None:
         return _from_fields(value, reading)
     if found is not None and reading.shape not in (None, found):
@@ -88,6 +93,15 @@ def parse(raw: bytes, reading: Reading = AS_EACH_IS) -> Parsed:
     if reading.model_given and parsed.prompt.body is not None:  # the model of another service, most likely
         return replace(parsed, prompt=replace(parsed.prompt, model=None))
     return parsed
+
+
+def _perhaps_paid(failed: JsonObject) -> int:
+    """Payments that may have happened before this record is sent again, by its failure."""
+    kind, before = failed["error"].get("kind"), failed.get("maybe_paid")
+    state = State(kind) if kind in (State.HELD, State.EXPIRED) else State.FAILED
+    failure = Failure(str(kind), "", retryable=failed["error"].get("retryable") is True)
+    again = after_request(state, failure, accepted=failed["operation_id"] is not None)
+    return again.adds_maybe_paid + (before if type(before) is int and 0 < before < 1000 else 0)
 
 
 def _shape_of(value: Any) -> Shape | None:

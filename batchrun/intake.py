@@ -35,7 +35,7 @@ def open_input(path: Path, paths: JobPaths) -> int:
         os.close(fd)
         kind = "a directory" if stat.S_ISDIR(found.st_mode) else "neither a file nor a pipe"
         raise UsageProblem(f"{path} is {kind}", remedy="name a file with one record per line")
-    for own in (paths.output, paths.failures, paths.ledger, paths.emulator_journal, paths.spool):
+    for own in (*paths.beside_it, paths.ledger, paths.emulator_journal, paths.spool):
         if own.exists() and os.path.samestat(own.stat(), found):
             os.close(fd)
             raise UsageProblem(f"{own} would be written over the input", remedy="choose another -o")

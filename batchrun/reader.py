@@ -15,7 +15,7 @@ from batchrun.check import BLOCK_BYTES, TOO_LONG, Source, is_record, prefix_dige
 from batchrun.errors import InputProblem
 from batchrun.lines import BadLine, Line, LineSplitter, digest
 from batchrun.log import event
-from batchrun.record import Failure, Place, Record, State
+from batchrun.record import Failure, History, Place, Record, State
 from batchrun.stop import Stop
 from batchrun.storage.ledger import Ledger
 from batchrun.storage.thread import Storage
@@ -110,6 +110,8 @@ class Reader:
             out.close(discard=self._stop.is_requested)
 
     async def _records(self) -> AsyncIterator[Record]:
+        if not self._source.end:  # only answers are fetched, or there is nothing
+            return
         for seq in await self._storage.do(Ledger.seqs_to_send, self._source.end):
             yield await self._again(seq)
         async for line in self._lines_without_row():
@@ -178,7 +180,8 @@ class Reader:
             await self._storage.do(Ledger.refuse_line, place, digest(line.raw), failure, time.time())
             self._backlog.counts[State.FAILED] += 1
             return None
-        return Record(place, parsed.id, digest(line.raw), parsed.prompt, parsed.meta)
+        history = History(maybe_paid=parsed.maybe_paid)
+        return Record(place, parsed.id, digest(line.raw), parsed.prompt, parsed.meta, history=history)
 
     async def _check_unchanged(self) -> None:
         """An input that only grew is read as far as it was checked; any other change ends the run."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -68,9 +69,9 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
         input_fd = open_input(config.input, config.paths) if not config.collect_only else open_if_there(config)
         held.callback(os.close, input_fd)
         jobdir, put_aside = JobDir.take(config.paths), None
+        held.callback(lambda: jobdir.release())  # whichever it is by then
         if config.new_run or (config.if_finished == "new" and has_finished(jobdir, config.limit)):
             jobdir, put_aside = start_over(jobdir, now)
-        held.callback(jobdir.release)
         refused = held.enter_context(ExitStack())
         refused.callback(jobdir.discard_if_made)
         ledger = held.enter_context(closing(Ledger.open(jobdir.make_ledger_file())))
@@ -103,7 +104,7 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
             elif (rewritten := replaced(ledger, config.paths)) is not None:
                 results = held.enter_context(closing(rewritten))
             if config.retry is not None:
-                send_again(ledger, config)
+                send_again(ledger, config, source.end)
         except BatchrunError as problem:
             with ledger.transaction():
                 ledger.end_run(run_id, problem.exit_code, now, problem)
@@ -118,10 +119,13 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
 def open_if_there(config: JobConfig) -> int:
     """The input; nothing in its place if it is gone. Answers can be fetched without it."""
     try:
-        return open_input(config.input, config.paths)
+        fd = open_input(config.input, config.paths)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
     except UsageProblem as problem:
         event("input_missing", logging.WARNING, cause=problem.cause)
-        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def unread(ledger: Ledger, fd: int, config: JobConfig) -> Source:
@@ -217,6 +221,7 @@ def settle_settings(ledger: Ledger, config: JobConfig) -> None:
         )
     with ledger.transaction():
         ledger.save_settings(config.settings)
+        ledger.forget_input()  # what is a bad line may be another matter now
         refused = (row for row in ledger.rows_unwell() if row.state is State.FAILED)
         ledger.reopen(*(row.seq for row in refused if row.failure is not None and row.failure.kind != "bad_input"))
 
@@ -224,9 +229,13 @@ def settle_settings(ledger: Ledger, config: JobConfig) -> None:
 # --- what a person asks for ---
 
 
-def send_again(ledger: Ledger, config: JobConfig) -> None:
-    """retry: failures of one kind, held and expired records among them, or all that say it may help."""
-    unwell = ((row.seq, row.failure) for row in ledger.rows_unwell() if row.failure is not None)
+def send_again(ledger: Ledger, config: JobConfig, end: int) -> None:
+    """retry: failures of one kind, held and expired records among them, or all that say it may help.
+
+    ``end``: of what is read; a record behind it (``--limit``) stays as it is.
+    """
+    read = (row for row in ledger.rows_unwell() if row.place.offset < end)
+    unwell = ((row.seq, row.failure) for row in read if row.failure is not None)
     with ledger.transaction():
         again = ledger.reopen(
             *(seq for seq, failure in unwell if (failure.kind == config.retry if config.retry else failure.retryable))

@@ -106,6 +106,8 @@ class Spool:
             self._part.unlink(missing_ok=True)  # of a run that was killed here
             copy = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
+                if not self._for_good:
+                    self._part.unlink()  # only what is open is needed
                 for block in _blocks(path, fd, settings):
                     write_at(copy, block, at)
                     at += len(block)
@@ -195,12 +197,18 @@ def _rows(path: Path, file: io.BufferedIOBase, delimiter: str, settings: Setting
     def refuse(line: int, reason: str, remedy: str = "mend it; nothing was sent") -> NoReturn:
         raise InputProblem(f"{path}:{line}: {reason}", remedy=remedy)
 
+    row_bytes = 0
+
     def lines() -> Iterator[str]:
+        nonlocal row_bytes
         number = 0
         while raw := _read(path, file.readline, MAX_LINE_BYTES + 1):
             number += 1
             if len(raw) > MAX_LINE_BYTES:
                 refuse(number, "longer than 4 MiB")
+            row_bytes += len(raw)
+            if row_bytes > 2 * MAX_LINE_BYTES:
+                refuse(number, "a row is longer than 8 MiB; perhaps a quote is not closed")
             text = raw.decode(errors="surrogateescape")
             yield text.removeprefix("\ufeff") if number == 1 else text
 
@@ -214,7 +222,7 @@ def _rows(path: Path, file: io.BufferedIOBase, delimiter: str, settings: Setting
     begins, written = 1, 0
     try:
         for row in reader:
-            line, begins = begins, reader.line_num + 1
+            line, begins, row_bytes = begins, reader.line_num + 1, 0
             if len(row) <= 1 and not "".join(row).strip():
                 continue
             if columns:

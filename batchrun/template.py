@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import threading
 import tomllib
 from collections.abc import Callable
@@ -41,8 +42,10 @@ def read_template(path: Path) -> Template:
     """
     try:
         text = path.read_bytes().decode()
-    except (OSError, ValueError) as error:
-        raise UsageProblem(f"{path} cannot be read as UTF-8 text", remedy="name a text file with -t") from error
+    except OSError as error:
+        raise UsageProblem(f"{path}: {os.strerror(error.errno or 0)}", remedy="name a text file with -t") from error
+    except ValueError as error:
+        raise UsageProblem(f"{path} is not UTF-8 text", remedy="save it as UTF-8") from error
     head, lines = "", text.split("\n")
     if lines[0].rstrip() == FENCE:
         end = next((at for at, line in enumerate(lines[1:], 1) if line.rstrip() == FENCE), None)
@@ -67,7 +70,7 @@ def read_template(path: Path) -> Template:
 def _with_head(path: Path, text: str, head: str) -> Template:
     try:
         given: JsonObject = tomllib.loads(head)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageProblem(f"{path}: the head is no TOML: {error}", remedy='system = "…" is a line of one') from error
     options = given.pop("options", {})
     flat = isinstance(options, dict)
@@ -81,7 +84,7 @@ def _with_head(path: Path, text: str, head: str) -> Template:
     named = {name.removeprefix("options."): value for name, value in given.items()}
     try:
         return Template(text, parse(json.dumps({"prompt": text or "-", **named}, default=str).encode()).prompt, schema)
-    except BadLine as bad:
+    except (BadLine, ValueError) as bad:
         raise UsageProblem(f"{path}: in the head, {bad}", remedy="mend the head") from bad
 
 
@@ -90,6 +93,8 @@ def _schema(path: Path, given: Any) -> str | None:
     if isinstance(given, str):
         path = path.parent / given
         try:
+            if path.name != given or not path.is_file() or path.stat().st_size > MAX_LINE_BYTES:
+                raise BadLine("not a file of at most 4 MiB beside the template")
             given = strict_json(path.read_bytes())
         except (OSError, ValueError, BadLine) as error:
             reason = str(error) if isinstance(error, BadLine) else "cannot be read"
@@ -98,7 +103,10 @@ def _schema(path: Path, given: Any) -> str | None:
             ) from error
     if not isinstance(given, dict | None):
         raise UsageProblem(f"{path}: a schema is an object", remedy="a table in the head, or the name of a JSON file")
-    return None if given is None else json.dumps(given, default=str)
+    try:
+        return None if given is None else json.dumps(given, default=str, allow_nan=False)
+    except ValueError as error:
+        raise UsageProblem(f"{path}: a number of the schema is none of JSON", remedy="mend the schema") from error
 
 
 # --- making prompts ---

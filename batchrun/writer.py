@@ -137,7 +137,7 @@ def _replace_failures(ledger: Ledger, source: Source, paths: JobPaths) -> None:
     if first is None:
         paths.failures.unlink(missing_ok=True)
         return
-    temporary = paths.failures.with_name(f".{paths.failures.name}.new")
+    temporary = paths.new_failures
     temporary.unlink(missing_ok=True)  # of a run that was killed here
     write_new(temporary, chain((first,), lines), 0o666)
     os.replace(temporary, paths.failures)

@@ -14,12 +14,15 @@ from batchrun.config import DEFAULT_MODEL, JobConfig
 from batchrun.inputs import Shape
 from batchrun.record import Settings
 from batchrun.storage.jobdir import JobPaths
+from batchrun.template import read_template
 
-OPTIONS = ("input", "format", "prompt_column", "limit", "strict")
+OPTIONS = ("input", "format", "prompt_column", "template", "limit", "strict")
 
 
 @click.command(context_settings=SETTINGS, params=[each for each in run.params if each.name in OPTIONS])
-def check(input: Path, format: str, prompt_column: str | None, limit: int | None, strict: bool) -> None:
+def check(
+    input: Path, format: str, prompt_column: str | None, template: Path | None, limit: int | None, strict: bool
+) -> None:
     """Read the whole of INPUT as a run would, and say what is in it and what is wrong. Exit 3 if a run would refuse it.
 
     \b
@@ -29,7 +32,8 @@ def check(input: Path, format: str, prompt_column: str | None, limit: int | None
 
     Nothing is sent, and no file is made.
     """
+    text = None if template is None else read_template(template).text
     provider = "yandex-instruct" if format == Shape.INSTRUCT else "yandex"
-    settings = Settings(provider, DEFAULT_MODEL, format=format, prompt_column=prompt_column)
+    settings = Settings(provider, DEFAULT_MODEL, format=format, prompt_column=prompt_column, template=text)
     config = JobConfig(input, JobPaths.of(Path(os.devnull)), settings, limit, strict)
     show(config, is_job=False)

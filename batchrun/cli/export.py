@@ -12,7 +12,7 @@ import click
 from batchrun.check import Source, reading_of
 from batchrun.cli import CONTEXT
 from batchrun.cli.report import say
-from batchrun.cli.status import STATE_DIR, file_read, open_job, settings_of
+from batchrun.cli.status import STATE_DIR, file_read, open_job, settings_of, unreadable
 from batchrun.errors import UsageProblem
 from batchrun.export import FORMATS, Export, write_file
 from batchrun.storage.jobdir import JobPaths, is_locked
@@ -51,7 +51,7 @@ def export(output: Path, shape: str, order: str, with_errors: bool, target: Path
         try:
             fds = [opened.enter_context(os.fdopen(open_plain(path))).fileno() for path in needed]
         except OSError as error:
-            raise UsageProblem(f"{error.filename} cannot be read ({error.strerror})", remedy="put it back") from error
+            raise unreadable(error) from error
         settings = settings_of(ledger)
         read = Source(source, fds[-1], 0, None, None, reading=reading_of(settings, fds[-1], os.fstat(fds[-1]).st_size))
         answers = Export(ledger, output, fds[0], read, settings, shape, with_errors)
@@ -60,7 +60,7 @@ def export(output: Path, shape: str, order: str, with_errors: bool, target: Path
                 sys.stdout.buffer.writelines(answers.lines(order))
                 sys.stdout.buffer.flush()
         else:
-            refuse_taken(target, {source, paths.output, paths.failures, paths.state})
+            refuse_taken(target, {source, paths.state, *paths.beside_it})
             write_file(target, answers.lines(order))
     if answers.left_out:
         say(f"batchrun: tool calls have no place in {shape}; answers left out: {answers.left_out:,}")

@@ -67,6 +67,7 @@ def _of_input(config: JobConfig, source: Source) -> Iterator[str]:
         found.without_id, f"{found.without_id:,} of them without an id: lines are known by their number"
     )
     kind = f"prompts in '{config.settings.prompt_column}'" if config.settings.prompt_column else f"shape {shape}"
+    kind = "prompts by the template" if config.settings.template is not None else kind
     about = f", {kind}, {found.end:,} bytes, {ids}" if good else ""
     yield f"{config.input}   {found.records:,} record{'s' * (found.records != 1)}{about}"
     if found.bad:
@@ -81,6 +82,7 @@ def _of_job(config: JobConfig, ledger: Ledger, source: Source, now: float) -> It
         characters += _characters(prompt, config.settings.system or "")
     summary = summarize(ledger, total=0)  # of what has a row
     rows = sum(summary.counts.values())
+    yield f"model        {config.settings.model} by {config.settings.provider}, where a record names none"
     yield f"in ledger    {rows:,}" + (f": {headline(summary)}" if rows else "")
     yield f"to send      {records:,}"
     if records:

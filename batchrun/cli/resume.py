@@ -18,7 +18,7 @@ from batchrun.cli.run import config_of, of_every_start, run, run_job, say_unwell
 from batchrun.cli.status import STATE_DIR, input_of, open_job, settings_of
 from batchrun.config import REMEMBERED, JobConfig
 from batchrun.errors import BUG, CREDENTIALS, DECISION, DISK, INPUT, RUN_AGAIN, USAGE, UsageProblem
-from batchrun.providers.http import is_loopback
+from batchrun.providers.http import check_endpoint, is_loopback
 from batchrun.record import State
 from batchrun.storage.jobdir import AlreadyRunning, JobPaths, is_locked, read_holder
 from batchrun.storage.ledger import Ledger
@@ -63,11 +63,12 @@ def resume(
             if is_locked(job):
                 raise AlreadyRunning(job.output, read_holder(job))
             with closing(open_job(job)) as ledger:
-                summary = summarize(ledger)
-                is_over = summary.is_finished() or (collect_only and not summary.counts[State.OPEN])
+                summary, last = summarize(ledger), ledger.last_run()
+                was_cut = last is not None and last.ended_at is None  # its failures may not be told yet
+                is_over = (summary.is_finished() and not was_cut) or (collect_only and not summary.counts[State.OPEN])
                 if is_named or not is_over:
                     config = config_of_job(ledger, job, log_file)
-                    if is_named or not summary.is_finished(config.limit):
+                    if is_named or was_cut or not summary.is_finished(config.limit):
                         others = tuple(other.ledger for other, _ in jobs if other != job)
                         config = replace(config, deadline=deadline, collect_only=collect_only, beside=others)
                         waiting.append((summary.oldest_open_at or math.inf, config))
@@ -94,7 +95,8 @@ def jobs_of(paths: tuple[Path, ...], state_dir: Path | None) -> list[tuple[JobPa
         raise UsageProblem("--state-dir belongs to one output", remedy="name that output, and nothing else")
     named = [(JobPaths.of(path, state_dir), True) for path in paths if not path.is_dir()]
     ledgers = (ledger for path in paths if path.is_dir() for ledger in sorted(path.rglob("*.batchrun/ledger.db")))
-    below = [(JobPaths.of(ledger.parent.with_suffix("")), False) for ledger in ledgers]
+    outputs = (ledger.parent.with_suffix("") for ledger in ledgers)
+    below = [(JobPaths.of(path), False) for path in outputs if not path.name.endswith(".errors.ndjson")]
     return list({job.state.resolve(): (job, is_named) for job, is_named in (*below, *named)}.values())
 
 
@@ -108,8 +110,8 @@ def config_of_job(ledger: Ledger, paths: JobPaths, log_file: Path | None = None)
     stored, settings = json.loads(ledger.job().options), settings_of(ledger)
     if not stored:
         raise UsageProblem(f"the job of {paths.output} was never started", remedy="start it by its own command")
-    endpoint = stored.get("endpoint")
-    if endpoint is not None and not is_loopback(str(endpoint)) and endpoint != os.environ.get("BATCHRUN_ENDPOINT"):
+    endpoint = None if stored.get("endpoint") is None else check_endpoint(str(stored["endpoint"]))
+    if endpoint is not None and not is_loopback(endpoint) and endpoint != os.environ.get("BATCHRUN_ENDPOINT"):
         remedy = "export BATCHRUN_ENDPOINT with this address: who is given the key is not for a file to say"
         raise UsageProblem(f"the job of {paths.output} was sent to {endpoint}", remedy=remedy)
     given = {name: stored.get(name) for name in REMEMBERED} | {"provider": settings.provider, "log_file": log_file}

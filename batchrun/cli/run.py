@@ -299,6 +299,10 @@ def config_of(options: dict[str, Any]) -> JobConfig:
         raise DiskProblem(f"there is no folder {options['output'].parent}", remedy="make it, or choose another -o")
     if options["collect_only"] and (options["new_run"] or options["if_finished"] == "new"):
         raise UsageProblem("--collect-only begins no new job", remedy="leave out --new-run and --if-finished")
+    if options["accept_changed"] and options["limit"] is not None:
+        raise UsageProblem("--accept-changed is for the whole input", remedy="leave out --limit")
+    if options["rebuild_output"] and (options["new_run"] or options["if_finished"] == "new"):
+        raise UsageProblem("--rebuild-output is for the job that is there", remedy="leave out --new-run, --if-finished")
     if options["emulator_faults"] and options["provider"] != "emulator":
         raise UsageProblem("--emulator-faults goes with --provider emulator", remedy="leave one of them out")
     if options["provider"] == "emulator":

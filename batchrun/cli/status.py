@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from batchrun.cli import PATH, SETTINGS
-from batchrun.errors import BUG, CREDENTIALS, DISK, INPUT, USAGE, UsageProblem
+from batchrun.errors import BUG, CREDENTIALS, DISK, INPUT, USAGE, DiskProblem, UsageProblem
 from batchrun.log import redact
 from batchrun.providers.yandex import Yandex
 from batchrun.record import Settings, State
@@ -72,10 +72,29 @@ def file_read(ledger: Ledger, paths: JobPaths) -> Path:
     return input_of(ledger, paths) if ledger.job().input_source is None else paths.spool
 
 
+def unreadable(error: OSError) -> UsageProblem:
+    """A file of the job is not as it should be."""
+    remedy = "put it back; a run with --rebuild-output fetches an output again"
+    return UsageProblem(f"{error.filename} cannot be read ({error.strerror})", remedy=remedy)
+
+
 def settings_of(ledger: Ledger) -> Settings:
     """What the job's requests were made with."""
     given = json.loads(ledger.job().settings)
-    return Settings(**{each.name: given[each.name] for each in fields(Settings) if each.name in given})
+    settings = Settings(**{each.name: given[each.name] for each in fields(Settings) if each.name in given})
+    try:
+        texts = (settings.provider, settings.model, settings.format)
+        maybe = (settings.system, settings.prompt_column, settings.template, settings.schema)
+        if not all(isinstance(each, str) for each in texts) or not all(isinstance(each, str | None) for each in maybe):
+            raise TypeError("no settings")
+        if settings.template is not None:
+            from batchrun.template import compiled
+
+            compiled(settings.template)
+    except Exception as error:  # whatever it is that Jinja finds wrong: it was right when it was written
+        remedy = "--new-run begins anew and pays again"
+        raise DiskProblem(f"the ledger `{ledger.path}` is damaged", remedy=remedy) from error
+    return settings
 
 
 def describe(ledger: Ledger, paths: JobPaths) -> list[str]:
@@ -132,6 +151,8 @@ def _next(summary: Summary, last: Run | None, again: str, paths: JobPaths, *, ru
         return "wait; it is at work"
     if last is not None and last.exit_code in MUST_BE_MENDED and last.remedy:
         return last.remedy
+    if not paths.output.exists() and counts[State.DONE]:
+        return f"{paths.output} is gone: --rebuild-output fetches again what the service still keeps"
     if summary.unsent is None:
         return "the same command without --limit sends the rest"
     if summary.unsent or counts[State.OPEN] or counts[State.INTENT]:
@@ -142,5 +163,6 @@ def _next(summary: Summary, last: Run | None, again: str, paths: JobPaths, *, ru
             f"decide: batchrun retry {shlex.quote(str(paths.output))} --only {only} sends them again, and may pay twice"
         )
     if counts[State.FAILED]:
-        return f"look at {paths.failures}; batchrun retry sends again what may pass, the same command a mended line"
+        again = f"batchrun retry {shlex.quote(str(paths.output))}"
+        return f"look at {paths.failures}; the same command sends a mended line, {again} what may pass now"
     return "nothing, every record is written"

@@ -10,7 +10,7 @@ import click
 
 from batchrun import verify as proof
 from batchrun.cli import PATH, SETTINGS
-from batchrun.cli.status import STATE_DIR, file_read, open_job
+from batchrun.cli.status import STATE_DIR, file_read, open_job, unreadable
 from batchrun.errors import INPUT, UsageProblem
 from batchrun.log import redact
 from batchrun.storage.jobdir import JobPaths, is_locked
@@ -34,7 +34,7 @@ def verify(output: Path, state_dir: Path | None) -> int:
     try:
         found = proof.verify(ledger, file_read(ledger, paths), output)
     except OSError as error:
-        raise UsageProblem(f"{error.filename} cannot be read ({error.strerror})", remedy="put it back") from error
+        raise unreadable(error) from error
     with suppress(BrokenPipeError):  # whoever reads may have seen enough; the exit code stays
         for line in _report(found, headline(summarize(ledger))):
             click.echo(redact(line))

@@ -19,6 +19,7 @@ from batchrun.errors import DiskProblem, TryLater, UsageProblem
 from batchrun.storage.ledger import check_files, files_of
 from batchrun.storage.results import sync_directory
 
+LOCK_TRIES = 5
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "9p2000", "fuse.sshfs", "fuse.rclone"})
 
 
@@ -63,6 +64,15 @@ class JobPaths:
         return self.state / "lock"
 
     @property
+    def beside_it(self) -> tuple[Path, ...]:
+        """Output and failures, and what they are called while they are made."""
+        return self.output, self.new_output, self.failures, self.new_failures
+
+    @property
+    def new_failures(self) -> Path:
+        return self.failures.with_name(f".{self.failures.name}.new")
+
+    @property
     def new_output(self) -> Path:
         """The output to be, while lines are taken out of it."""
         return self.output.with_name(f".{self.output.name}.new")
@@ -103,12 +113,17 @@ class JobDir:
             fd = os.open(paths.lock, flags, 0o600)
         except OSError as error:
             raise _cannot(paths.lock, error) from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = read_holder(paths)
-            os.close(fd)
-            raise AlreadyRunning(paths.output, holder) from error
+        for tries_left in range(LOCK_TRIES, -1, -1):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if tries_left:  # `status` and others hold it for a moment, to see whether it is free
+                    time.sleep(0.01)
+                    continue
+                holder = read_holder(paths)
+                os.close(fd)
+                raise AlreadyRunning(paths.output, holder) from error
         if not os.path.exists(paths.lock) or not os.path.samestat(os.fstat(fd), os.stat(paths.lock)):
             os.close(fd)  # discarded between open and lock
             raise AlreadyRunning(paths.output, {})

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -253,10 +254,7 @@ class Ledger:
             found = [_plain(row) for row in self.connection.execute(shape)]
         if not found and version == 0:
             return  # a ledger killed in its first moment: create() makes it
-        with closing(sqlite3.connect(":memory:")) as model:
-            model.executescript(_sql("schema.sql"))
-            wanted = [_plain(row) for row in model.execute(shape)]
-        if found != wanted or version != SCHEMA_VERSION:
+        if found != _wanted(shape) or version != SCHEMA_VERSION:
             raise InputProblem(f"`{self.path}` is not a ledger of batchrun", remedy="another -o, or move it away")
 
     def exists(self) -> bool:
@@ -410,6 +408,10 @@ class Ledger:
             records=records,
         )
 
+    def forget_input(self) -> None:
+        """The next look at the input is a whole check."""
+        self.execute("forget_input")
+
     def save_out_committed(self, end: int, last_seq: int | None) -> None:
         self.execute("save_out_committed", end=end, seq=last_seq)
 
@@ -427,7 +429,19 @@ class Ledger:
             if record.seq is None:
                 seq += 1
                 place = record.place
-                first.append((seq, place.line, place.offset, place.length, id_json, record.digest, request_id, now))
+                first.append(
+                    (
+                        seq,
+                        place.line,
+                        place.offset,
+                        place.length,
+                        id_json,
+                        record.digest,
+                        request_id,
+                        now,
+                        record.history.maybe_paid,
+                    )
+                )
             else:
                 again.append((record.seq, id_json, request_id, now))
             seqs.append(seq if record.seq is None else record.seq)
@@ -667,6 +681,13 @@ def _connect(path: Path, target: str) -> sqlite3.Connection:
         return sqlite3.connect(target, uri=is_uri, isolation_level=None, check_same_thread=False, timeout=5.0)
     except sqlite3.DatabaseError as error:
         raise DiskProblem(f"the ledger {path} cannot be opened", remedy="is it a file, and yours?") from error
+
+
+@cache
+def _wanted(shape: str) -> list[list[str]]:
+    with closing(sqlite3.connect(":memory:")) as model:
+        model.executescript(_sql("schema.sql"))
+        return [_plain(row) for row in model.execute(shape)]
 
 
 def _plain(definition: Sequence[str]) -> list[str]:

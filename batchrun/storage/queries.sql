@@ -28,8 +28,8 @@ SELECT coalesce(max(seq), 0) FROM record;
 
 -- name: insert_intent
 -- The first sending of a record: its row begins here.
-INSERT INTO record (seq, line, offset, length, id, digest, state, request_id, submitted_at)
-VALUES (?, ?, ?, ?, ?, ?, 'intent', ?, ?);
+INSERT INTO record (seq, line, offset, length, id, digest, state, request_id, submitted_at, maybe_paid)
+VALUES (?, ?, ?, ?, ?, ?, 'intent', ?, ?, ?);
 
 -- name: renew_intents
 UPDATE record
@@ -180,6 +180,10 @@ UPDATE job
        input_size     = :size,
        input_digest   = :digest,
        input_records  = :records;
+
+-- name: forget_input
+UPDATE job
+   SET input_inode = NULL;
 
 -- name: row
 SELECT * FROM record

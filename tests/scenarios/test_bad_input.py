@@ -286,3 +286,13 @@ def test_the_output_must_not_be_the_input(bench: Bench, name: str) -> None:
     assert "would be written over the input" in ran.stderr
     assert bench.input.read_bytes() == content
     assert bench.is_untouched()
+
+
+def test_other_settings_before_anything_was_accepted_look_at_the_whole_input_again(bench: Bench) -> None:
+    """Fails if ``settle_settings`` keeps the last check: what was a bad line then would stay one."""
+    bench.lines('{"id": 1, "title": "a"}', '{"id": 2, "body": "b"}')
+    first = ("--prompt-column", "title")
+    assert bench.run(*first, env={**bench.environment, "YC_API_KEY": "wrong\u00e9"}).exit_code == 5
+    (bench.folder / "any.j2").write_text("{{ title | default(body) }}")
+    assert bench.run("-t", "any.j2").exit_code == 0
+    assert bench.emulator.submissions == {"a": 1, "b": 1}

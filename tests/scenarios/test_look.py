@@ -51,6 +51,7 @@ def test_a_dry_run_says_what_a_run_would_do_and_leaves_no_trace(bench: Bench) ->
         f"in.jsonl   5 records, shape prompt, {size:,} bytes, ids unique",
         "bad lines    1; a run lets them fail and sends the rest",
         "in.jsonl:2: not JSON: expected a key in double quotes at byte 2",
+        "model        yandexgpt/latest by yandex, where a record names none",
         "in ledger    0",
         "to send      4",
         "tokens       about 205 in, at 3 characters each",

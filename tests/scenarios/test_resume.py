@@ -92,7 +92,7 @@ def test_each_job_of_a_folder_gets_what_it_needs(nights: Nights) -> None:
     assert ran.exit_code == 2
     assert ran.stderr.splitlines() == [
         "batchrun: 1 written, 0 failed, 1 held, 0 possibly paid twice",
-        "  see out/held/out.errors.ndjson, or: batchrun status out/held/out.jsonl",
+        "  batchrun retry out/held/out.jsonl --only held sends them again, and may pay for them twice",
         "error: the job of out/never/out.jsonl has not begun",
         "  run it first",
     ]

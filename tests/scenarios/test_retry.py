@@ -151,3 +151,16 @@ def test_a_job_that_is_not_there_cannot_be_tried_again(bench: Bench) -> None:
     ran = bench.retry()
     assert (ran.exit_code, "has no job" in ran.stderr) == (2, True)
     assert not bench.state.exists()
+
+
+def test_a_retry_does_not_take_up_what_the_limit_of_its_job_leaves_out(bench: Bench) -> None:
+    """Fails if ``send_again`` reopens records that the run will not read: they would be in no file, with exit 0."""
+    bench.records("a", "b", "c")
+    bench.emulator.change(rules=[{"text": text, "fail": 1, "fail_code": 8} for text in "ac"])
+    assert bench.run().exit_code == 1
+    assert bench.run("--limit", "1").exit_code == 1
+    bench.emulator.change(rules=[])
+    assert bench.spawn("retry", "out.jsonl", "--only", "provider_error").wait().exit_code == 1
+    assert bench.kinds() == {"c": "provider_error"}
+    assert bench.result_ids() == {"a", "b"}
+    bench.check()

@@ -118,3 +118,17 @@ def test_a_prompt_column_makes_prompts_of_any_field(bench: Bench) -> None:
     assert bench.run("--prompt-column", "review").exit_code == 0
     assert bench.emulator.submissions == {"good, but the lid leaks": 1}
     assert bench.results()[0]["meta"] == {"sku": "7", "stars": 3}
+
+
+def test_what_may_have_been_paid_in_another_job_is_not_forgotten_by_the_next(bench: Bench) -> None:
+    """Fails if a failures file as an input begins its records at ``maybe_paid`` 0."""
+    bench.records("lost", "held")
+    bench.emulator.change(rules=[{"text": "lost", "lost": 1}])
+    assert bench.run().exit_code == 1
+    [failure] = bench.failures()
+    held = {**failure, "id": "held", "maybe_paid": 0, "error": {"kind": "held"}, "input": json.loads(record("held"))}
+    bench.emulator.change(rules=[])
+    (bench.folder / "again.ndjson").write_text(json.dumps(failure) + "\n" + json.dumps(held) + "\n")
+    assert bench.spawn("again.ndjson", "-o", "again.jsonl", *bench.command()[3:]).wait().exit_code == 0
+    results = map(json.loads, (bench.folder / "again.jsonl").read_text("utf-8").splitlines())
+    assert {result["id"]: result["maybe_paid"] for result in results} == {"lost": 3, "held": 1}
