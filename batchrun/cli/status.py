@@ -81,8 +81,8 @@ def unreadable(error: OSError) -> UsageProblem:
 def settings_of(ledger: Ledger) -> Settings:
     """What the job's requests were made with."""
     given = json.loads(ledger.job().settings)
-    settings = Settings(**{each.name: given[each.name] for each in fields(Settings) if each.name in given})
     try:
+        settings = Settings(**{each.name: given[each.name] for each in fields(Settings) if each.name in given})
         texts = (settings.provider, settings.model, settings.format)
         maybe = (settings.system, settings.prompt_column, settings.template, settings.schema)
         if not all(isinstance(each, str) for each in texts) or not all(isinstance(each, str | None) for each in maybe):

@@ -424,6 +424,8 @@ class Ledger:
     def record_intents(self, asked: Sequence[tuple[Record, str, float]]) -> list[int]:
         """NEW -> INTENT for (record, request ID, now) of each, durable before its POST. Returns the rows' ``seq``."""
         seq, seqs, first, again = self.fetch("last_seq")[0][0], [], [], []
+        if seq + len(asked) >= 1 << 63:
+            raise self._damaged()
         for record, request_id, now in asked:
             id_json = None if record.id is None else json.dumps(record.id)
             if record.seq is None:

@@ -269,6 +269,10 @@ class Model:
         match world.phase:
             case "down" if world.new is not None:
                 is_described = self._describes(rows, out_committed, world.new.visible)
+                anew = world.ledger.synced().written_anew()
+                if is_described and world.ledger != anew:
+                    yield "what describes the new file is written anew", world._replace(ledger=anew)
+                    return
                 output = world.new if is_described else world.output
                 yield f"the new file: {is_described}", world._replace(output=output, new=None)
             case "down" if world.wish == "rebuild":

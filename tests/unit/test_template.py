@@ -64,7 +64,12 @@ def test_a_schema_may_stand_in_a_file_beside_the_template(tmp_path: Path) -> Non
         pytest.param("+++\n[options]\nmax_tokens = 0\n+++\n", "max_tokens must be an integer above 0", "", id="limit"),
         pytest.param("+++\noptions = 1\n+++\n", "unknown in the head: options", "", id="options"),
         pytest.param("+++\nschema = 1\n+++\n", "a schema is an object", "", id="schema"),
-        pytest.param('+++\nschema = "none.json"\n+++\n', "none.json: not a file of at most 4 MiB beside the template", "", id="schema file"),
+        pytest.param(
+            '+++\nschema = "none.json"\n+++\n',
+            "none.json: not a file of at most 4 MiB beside the template",
+            "",
+            id="schema file",
+        ),
         pytest.param("{% for %}", "t.j2:1: ", "mend the template", id="syntax"),
         pytest.param("{{ a | nonsense }}", "t.j2:1: No filter named 'nonsense'", "", id="filter"),
         pytest.param("{{ " + "(" * 5000, "nested too deep", "", id="nesting"),
