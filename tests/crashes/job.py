@@ -17,11 +17,9 @@ from typing import Any
 from unittest.mock import patch
 
 from batchrun import job as product
-from batchrun import tracker
 from batchrun.config import JobConfig
 from batchrun.errors import DISK, BatchrunError, InputProblem
 from batchrun.record import OnAmbiguous, Settings
-from batchrun.storage import disk
 from batchrun.storage.jobdir import JobPaths, is_locked
 from batchrun.storage.ledger import Ledger
 from batchrun.summary import Summary
@@ -325,8 +323,6 @@ def _served_by(service: Service) -> Iterator[None]:
     clock = Clock()
     with ExitStack() as patches:
         patches.enter_context(patch.object(random, "random", random.Random(1).random))
-        patches.enter_context(patch.object(tracker, "TIMER_GRAIN_S", 10.0))  # a look costs, even on that clock
-        patches.enter_context(patch.object(disk, "LOOK_EVERY_S", 100.0))
         patches.enter_context(patch.object(product, "open_provider", open_provider))
         patches.enter_context(patch.object(product, "loop_factory", lambda: clock.loop))
         patches.enter_context(patch.object(product, "Storage", clock.open_storage))
