@@ -51,7 +51,7 @@ def preview(config: JobConfig, *, is_job: bool) -> Iterator[str]:
         settle_settings(ledger, config)
         with ledger.transaction():
             ledger.move_all(State.INTENT, after_crash(config.on_ambiguous), now)
-            ledger.save_input(inode=0, mtime_ns=0, size=0, digest=b"", records=0)  # so that it is read once more
+            ledger.forget_input()  # so that it is read once more
         source = settle_input(ledger, fd, config, lambda: None, for_good=False)
         yield from _of_input(config, source)
         if is_job:

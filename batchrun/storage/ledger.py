@@ -348,10 +348,6 @@ class Ledger:
         with self._translated():
             return self.connection.execute(QUERIES[query], values).fetchall()
 
-    def _expect_row(self, query: str, **values: Any) -> None:
-        if self.execute(query, **values).rowcount != 1:
-            raise StateConflict(f"{query}: record {values.get('seq')} is not where it should be")
-
     def _change_each(self, query: str, batch: Sequence[Sequence[Any]]) -> None:
         """Run a named statement for a batch, in one step: each step hands the interpreter to the other threads."""
         if batch and self.execute(query, batch=orjson.dumps(batch).decode()).rowcount != len(batch):

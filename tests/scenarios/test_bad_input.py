@@ -296,3 +296,13 @@ def test_other_settings_before_anything_was_accepted_look_at_the_whole_input_aga
     (bench.folder / "any.j2").write_text("{{ title | default(body) }}")
     assert bench.run("-t", "any.j2").exit_code == 0
     assert bench.emulator.submissions == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize("name", [".out.jsonl.new", ".out.errors.ndjson.new"])
+def test_the_input_must_not_have_a_name_that_a_run_uses_meanwhile(bench: Bench, name: str) -> None:
+    """Fails if ``open_input`` does not know the temporary names: the run would delete its input."""
+    bench.records("a")
+    bench.input.rename(bench.folder / name)
+    ran = bench.spawn(name, *bench.command()[1:]).wait()
+    assert (ran.exit_code, (bench.folder / name).exists()) == (2, True)
+    assert bench.emulator.count("submits_received") == 0

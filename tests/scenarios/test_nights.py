@@ -54,3 +54,26 @@ def test_what_is_paid_for_is_fetched_and_nothing_is_sent(bench: Bench) -> None:
     assert bench.run().exit_code == 0
     assert len(bench.result_ids()) == 5
     bench.check()
+
+
+def test_without_the_input_all_that_is_paid_for_is_fetched_though_an_operation_fails_in_passing(bench: Bench) -> None:
+    """Fails if the reader takes up a record that came back: it cannot be read, and would end the run."""
+    bench.records("a", "b")
+    bench.emulator.change(poll_status=503)
+    bench.expect("a", fail=1, fail_code=14)
+    bench.kill_once(open=2)
+    bench.emulator.change(poll_status=0)
+    bench.input.rename(bench.folder / "elsewhere.jsonl")
+    assert bench.run("--collect-only").exit_code == 0
+    assert bench.states() == {"new": 1, "done": 1}
+    bench.emulator.change(rules=[])
+    (bench.folder / "elsewhere.jsonl").rename(bench.input)
+    assert bench.run().exit_code == 0
+    bench.check()
+
+
+def test_a_rebuild_and_a_new_job_are_not_asked_for_at_once(finished: Bench) -> None:
+    """Fails if the job is put aside before the two are seen to contradict each other."""
+    assert finished.run("--new-run", "--rebuild-output").exit_code == 2
+    assert finished.run("--if-finished", "new", "--rebuild-output").exit_code == 2
+    assert finished.is_untouched()

@@ -187,3 +187,16 @@ def test_without_its_input_a_job_can_still_be_collected(nights: Nights) -> None:
     gone.input.write_bytes(content)
     assert nights.resume().exit_code == 0
     gone.check()
+
+
+def test_a_job_that_was_cut_before_its_failures_were_told_is_not_finished(nights: Nights) -> None:
+    """Fails if a folder's job counts as finished by its records alone: nobody would ever see its failures."""
+    job = nights.job("cut", "a", "b")
+    job.expect("b", fail=1, fail_code=3)
+    assert job.run().exit_code == 1
+    (job.folder / "out.errors.ndjson").unlink()
+    with job.ledger(write=True) as ledger:
+        ledger.execute("UPDATE run SET ended_at = NULL, exit_code = NULL")
+    assert nights.resume("out").exit_code == 1
+    assert job.kinds() == {"b": "invalid_argument"}
+    assert nights.resume("out").exit_code == 0

@@ -163,3 +163,8 @@ def test_wait_asks_at_the_interval_it_is_given(hours: list[float], monkeypatch: 
         assert asyncio.run(operation.wait(poll_interval=interval)) is answer
         assert hours == gaps
         hours.clear()
+
+
+def test_a_job_that_only_looks_is_refused_and_not_sent() -> None:
+    with pytest.raises(batchrun.BatchrunError, match="run_job sends"):
+        asyncio.run(batchrun.run_job("in.jsonl", "out.jsonl", provider="emulator", dry_run=True))
