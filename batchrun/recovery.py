@@ -1,6 +1,6 @@
 """Everything between the start and the first POST, in order. Every start is a resume, and each step may be killed.
 
-0. Take both locks.  1. Is the output still what the ledger wrote?  2.-3. Keep the whole lines of its tail, put the rest
+0. Take both locks; make durable what is found.  1. Is the output still what the ledger wrote?  2.-3. Keep the whole lines of its tail, put the rest
 aside.  4. One closing commit.  5. Same settings?  6. Same input?  Only then may anything be sent.
 """
 
@@ -172,11 +172,7 @@ def refuse_foreign_file(path: Path, paths: JobPaths) -> None:
 
 
 def close_the_books(ledger: Ledger, results: Results | None, jobdir: JobDir, config: JobConfig, now: float) -> int:
-    """Adopt the tail, end every INTENT, and commit even if nothing changed. Returns the new run's number.
-
-    The commit is never left out: rows of a killed process may be visible and not durable, and acting on them before a
-    sync would bring silent second payments back. The checkpoint writes their pages anew for the same reason.
-    """
+    """Adopt the tail, end every INTENT, and begin a run, in one commit. Returns the run's number."""
     last_run = ledger.last_run()
     if last_run is not None and last_run.ended_at is None:
         ledger.check()
@@ -201,7 +197,6 @@ def close_the_books(ledger: Ledger, results: Results | None, jobdir: JobDir, con
         ledger.forget_submissions(now - SUBMISSIONS_KEPT_S, now + SUBMISSIONS_KEPT_S)
         epoch = ledger.next_epoch()
         run_id = ledger.begin_run(batchrun.__version__, now)
-    ledger.checkpoint()
     event("recovered", epoch=epoch, lines_kept=len(kept), bytes_cut=cut, replies_lost=lost)
     return run_id
 

@@ -129,9 +129,6 @@ def replaced(ledger: Ledger, paths: JobPaths) -> Results | None:
     new = lock_output(replace(paths, output=paths.new_output), create=False)
     try:
         if is_as_written(ledger, new):
-            with ledger.transaction():  # what a killed process left may be seen and not be durable
-                ledger.next_epoch()
-            ledger.checkpoint()
             os.replace(new.path, paths.output)
             sync_directory(paths.output.parent)
             new.path = paths.output

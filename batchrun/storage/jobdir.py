@@ -17,7 +17,7 @@ from typing import Self
 
 from batchrun.errors import DiskProblem, TryLater, UsageProblem
 from batchrun.storage.ledger import check_files, files_of
-from batchrun.storage.results import sync_directory
+from batchrun.storage.results import full_disk, sync_directory, write_anew
 
 LOCK_TRIES = 5
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "9p2000", "fuse.sshfs", "fuse.rclone"})
@@ -143,10 +143,21 @@ class JobDir:
     def make_ledger_file(self) -> Path:
         """The ledger's file, with its mode before SQLite writes to it (its log inherits the mode).
 
-        Its name is durable with the first commit: SQLite syncs the directory together with the log.
+        Its name is durable with the first commit: SQLite syncs the directory together with the log. The log that a
+        killed run left is made durable before anybody believes it: a gap in it would also hide what comes after.
         """
         path = self.paths.ledger
         check_files(path)
+        try:
+            log = os.open(f"{path}-wal", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                write_anew(log, 0, os.fstat(log).st_size)
+            finally:
+                os.close(log)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise full_disk(path, error) from error
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             self._made_ledger = True

@@ -58,6 +58,16 @@ def write_new(path: Path, pieces: Iterable[bytes], mode: int = 0o600) -> None:
     sync_directory(path.parent)
 
 
+def write_anew(fd: int, start: int, end: int) -> None:
+    """Write the bytes over themselves, and sync: what a process finds of a killed one is then as durable as it looks.
+
+    A sync alone is not enough: after one that failed the kernel takes its pages for clean, and no later one saves them.
+    """
+    for at in range(start, end, BLOCK_BYTES):
+        write_at(fd, os.pread(fd, min(BLOCK_BYTES, end - at), at), at)
+    sync(fd)
+
+
 def blocks_of(fd: int, start: int) -> Iterator[bytes]:
     """Everything from there on."""
     while block := os.pread(fd, BLOCK_BYTES, start):
@@ -156,16 +166,13 @@ class Results:
     def keep_until(self, start: int, end: int, quarantine: Path) -> int:
         """Keep the bytes from ``start`` to ``end`` and move whatever follows to ``quarantine``. Returns bytes moved.
 
-        The kept bytes are written over themselves: they may be visible and not durable, and after an earlier failed
-        sync only a fresh write makes the next one real.
+        The kept bytes are written anew: they may be visible and not durable.
         """
         cut = self.size() - end
         if cut:
             write_new(quarantine, blocks_of(self.fd, end))
             os.ftruncate(self.fd, end)
-        for at in range(start, end, BLOCK_BYTES):
-            write_at(self.fd, os.pread(self.fd, min(BLOCK_BYTES, end - at), at), at)
-        sync(self.fd)
+        write_anew(self.fd, start, end)
         self.end = end
         return cut
 

@@ -17,9 +17,11 @@ from typing import Any
 from unittest.mock import patch
 
 from batchrun import job as product
+from batchrun import tracker
 from batchrun.config import JobConfig
 from batchrun.errors import DISK, BatchrunError, InputProblem
 from batchrun.record import OnAmbiguous, Settings
+from batchrun.storage import disk
 from batchrun.storage.jobdir import JobPaths, is_locked
 from batchrun.storage.ledger import Ledger
 from batchrun.summary import Summary
@@ -327,6 +329,8 @@ def _served_by(service: Service) -> Iterator[None]:
         patches.enter_context(patch.object(product, "loop_factory", lambda: clock.loop))
         patches.enter_context(patch.object(product, "Storage", clock.open_storage))
         patches.enter_context(patch.object(time, "monotonic", clock.monotonic))
+        patches.enter_context(patch.object(tracker, "TIMER_GRAIN_S", 10.0))  # time stands still where nothing is due:
+        patches.enter_context(patch.object(disk, "LOOK_EVERY_S", 100.0))  # fewer steps to the same end
         yield
 
 

@@ -10,11 +10,9 @@ from typing import Any
 from unittest.mock import patch
 
 from batchrun import recovery, tail
-from batchrun.config import JobConfig
 from batchrun.record import Accepted, Move, Record, State, SubmitReply
 from batchrun.storage import jobdir, results
 from batchrun.storage import ledger as books
-from batchrun.storage.jobdir import JobDir
 from batchrun.storage.ledger import Ledger
 from batchrun.storage.results import Results
 from batchrun.storage.thread import Storage
@@ -137,17 +135,9 @@ def no_closing_commit() -> AbstractContextManager[Any]:
     return patch.object(recovery, "close_the_books", close_the_books)
 
 
-def no_closing_commit_where_nothing_changed() -> AbstractContextManager[Any]:
-    """Nor the checkpoint after it: the ledger is taken as it is found."""
-    real = recovery.close_the_books
-
-    def close_the_books(ledger: Ledger, results: Results | None, jobdir: JobDir, config: JobConfig, now: float) -> int:
-        has_tail = results is not None and results.size() > ledger.job().out_committed
-        if has_tail or any(row["state"] == State.INTENT for row in ledger.tally()):
-            return real(ledger, results, jobdir, config, now)
-        return 0
-
-    return patch.object(recovery, "close_the_books", close_the_books)
+def no_writing_of_the_log_anew() -> AbstractContextManager[Any]:
+    """The ledger is taken as it is found."""
+    return patch.object(jobdir, "write_anew", lambda fd, start, end: None)
 
 
 def no_flag_for_what_is_sent_again() -> AbstractContextManager[Any]:
@@ -171,13 +161,3 @@ def no_quarantine_for_what_is_taken_out() -> AbstractContextManager[Any]:
 def no_end_of_what_a_crash_interrupted() -> AbstractContextManager[Any]:
     """A start does not look for a new output."""
     return patch.object(tail, "replaced", lambda ledger, paths: None)
-
-
-def no_checkpoint_after_the_closing_commit() -> AbstractContextManager[Any]:
-    real = recovery.close_the_books
-
-    def close_the_books(*args: Any) -> int:
-        with patch.object(Ledger, "checkpoint", lambda self: None):
-            return real(*args)
-
-    return patch.object(recovery, "close_the_books", close_the_books)

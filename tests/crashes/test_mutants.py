@@ -70,8 +70,7 @@ def test_one_crash_shows_that_there_is(bench: Bench, mutant: Mutant, kind: Kind,
     [
         (mutants.no_sync_of_the_tail_before_it_is_adopted, Kind.KILL, writes_output, syncs, "is shorter than it was"),
         (mutants.no_sync_of_a_name_that_is_found, Kind.KILL, makes_output, syncs, "is gone"),
-        (mutants.no_closing_commit_where_nothing_changed, Kind.FAILED_SYNC, writes, is_accepted, PAID_AGAIN),
-        (mutants.no_checkpoint_after_the_closing_commit, Kind.FAILED_SYNC, writes, is_accepted, PAID_AGAIN),
+        (mutants.no_writing_of_the_log_anew, Kind.FAILED_SYNC, writes, is_accepted, PAID_AGAIN),
     ],
     ids=name_of,
 )

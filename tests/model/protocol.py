@@ -14,7 +14,7 @@ Modelled:
 Not modelled: pace, gate, outage and order of submission (any record may be next, at any time); settings and input; the
 bytes of a line, ``quarantine/`` and the failures file; locks (there is one run at a time); a stop by signal (a kill at
 a quiet moment, after lost replies); the rescue of operation IDs from a failed batch (a batch of their own, just
-before); a POST accepted after the process has gone (accepted just before); a checkpoint that fails half-way; refusals
+before); a POST accepted after the process has gone (accepted just before); checkpoints, but for the last; refusals
 to start (what they would refuse is a violation here).
 """
 
@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple
 
 from batchrun import record
 from batchrun.record import Answer, Failure, Finished, History, Move, NotFound, OnAmbiguous, PollPolicy, Settle, State
-from tests.model.disk import TORN, Books, File, Lines, Row, left_of, row_of
+from tests.model.disk import TORN, Books, C, File, Lines, Row, left_of, row_of
 
 Fate = Literal["alive", "answered", "failed", "gone"]
 """What the service has let be known of an operation."""
@@ -68,7 +68,7 @@ class Left(NamedTuple):
 class World(NamedTuple):
     """Everything there is. Equal worlds are one state of the exploration."""
 
-    phase: str  # down, (tail cut,) tail kept, closing, closed, (asked, asking, new file, new books,) up, end
+    phase: str  # down, (tail cut,) tail kept, closing, (asked, asking, new file, new books,) up, end
     ledger: File[Books]
     output: File[Lines]
     operations: tuple[Fates, ...]  # for each record
@@ -106,8 +106,8 @@ class Protocol:
     poll_after_open: bool = True
     tail: Literal["walk", "cut", "leave"] = "walk"
     kept_lines: Literal["written anew", "synced", "left"] = "written anew"
-    closing_commit: Literal["always", "if something changed", "never"] = "always"
-    checkpoint: bool = True
+    log: Literal["written anew", "synced", "left"] = "written anew"
+    closing_commit: bool = True
     new_output: Literal["synced", "written"] = "synced"  # when the ledger begins to describe it
 
 
@@ -267,12 +267,11 @@ class Model:
     def _recovery(self, world: World) -> Iterator[Step]:
         (rows, out_committed), lines = world.ledger.visible, world.output.visible
         match world.phase:
+            case "down" if self._kept(world.ledger, self.protocol.log) != world.ledger:
+                ledger = self._kept(world.ledger, self.protocol.log)
+                yield f"log {self.protocol.log}", world._replace(ledger=ledger)
             case "down" if world.new is not None:
                 is_described = self._describes(rows, out_committed, world.new.visible)
-                anew = world.ledger.synced().written_anew()
-                if is_described and world.ledger != anew:
-                    yield "what describes the new file is written anew", world._replace(ledger=anew)
-                    return
                 output = world.new if is_described else world.output
                 yield f"the new file: {is_described}", world._replace(output=output, new=None)
             case "down" if world.wish == "rebuild":
@@ -285,24 +284,24 @@ class Model:
                 name = f"start, of the tail {lines[out_committed:]} {end - out_committed} kept"
                 yield name, world._replace(phase="tail cut", output=world.output.written(lines[:end]))
             case "tail cut":
-                mend = {"written anew": world.output.written_anew(), "synced": world.output.synced()}
-                output = mend.get(self.protocol.kept_lines, world.output)
+                output = self._kept(world.output, self.protocol.kept_lines)
                 yield f"kept lines {self.protocol.kept_lines}", world._replace(phase="tail kept", output=output)
             case "tail kept":
-                closed = self._closed(rows, out_committed, lines)
-                changes = closed != world.ledger.visible
-                if self.protocol.closing_commit == "always" or (changes and self.protocol.closing_commit != "never"):
+                if self.protocol.closing_commit:
+                    closed = self._closed(rows, out_committed, lines)
                     yield "closing commit", world._replace(phase="closing", ledger=world.ledger.written(closed))
                 else:
                     yield "no closing commit", world._replace(phase="up")
             case "closing":
                 ledger = world.ledger.synced() if self.protocol.synchronous == "FULL" else world.ledger
-                yield "closing commit returns", world._replace(phase="closed", ledger=ledger)
-            case "closed":
-                ledger = world.ledger.written_anew() if self.protocol.checkpoint else world.ledger
-                yield "checkpoint", world._replace(phase="asked" if world.wish else "up", ledger=ledger)
+                phase = "asked" if world.wish else "up"
+                yield "closing commit returns", world._replace(phase=phase, ledger=ledger)
             case "asked" | "new file" | "asking" | "new books":
                 yield self._asked(world)
+
+    def _kept(self, file: File[C], how: str) -> File[C]:
+        """What a start makes of a file that a killed run may have left."""
+        return {"written anew": file.written_anew(), "synced": file.synced()}.get(how, file)
 
     def _describes(self, rows: tuple[Row, ...], out_committed: int, lines: Lines) -> bool:
         """Whether these are the lines of all DONE records."""

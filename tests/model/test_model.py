@@ -73,7 +73,6 @@ KILL = Setup(kinds=("kill",))
 POWER_CUT = Setup(kinds=("power cut",))
 KILL_THEN_POWER_CUT = Setup(crashes=2)
 FAILED_SYNC_THEN_POWER_CUT = Setup(crashes=2, kinds=("failed sync", "power cut"))
-NO_COMMIT_IF_NOTHING_CHANGED = Protocol(closing_commit="if something changed")
 
 
 @pytest.mark.parametrize(
@@ -91,15 +90,9 @@ NO_COMMIT_IF_NOTHING_CHANGED = Protocol(closing_commit="if something changed")
             ("no intent before the POST", Protocol(intent_before_post=False), KILL, "I4"),
             ("no sync of kept lines", Protocol(kept_lines="left"), KILL_THEN_POWER_CUT, "I1"),
             ("no writing of kept lines anew", Protocol(kept_lines="synced"), FAILED_SYNC_THEN_POWER_CUT, "I1"),
-            ("no closing commit", Protocol(closing_commit="never"), KILL, "I5"),
-            ("no closing commit if nothing changed", NO_COMMIT_IF_NOTHING_CHANGED, KILL_THEN_POWER_CUT, "I1"),
-            (
-                "no closing commit if nothing changed",
-                NO_COMMIT_IF_NOTHING_CHANGED,
-                replace(FAILED_SYNC_THEN_POWER_CUT, lost=1),
-                "I3",
-            ),
-            ("no checkpoint", Protocol(checkpoint=False), FAILED_SYNC_THEN_POWER_CUT, "I3"),
+            ("no closing commit", Protocol(closing_commit=False), KILL, "I5"),
+            ("no writing of the log anew", Protocol(log="synced"), FAILED_SYNC_THEN_POWER_CUT, "I3"),
+            ("no writing of the log anew", Protocol(log="left"), replace(KILL_THEN_POWER_CUT, asking=1), "I1"),
             ("an answer written with its operation ID", Protocol(poll_after_open=False), KILL, "I1"),
             (
                 "no sync of the new output before the ledger describes it",
@@ -172,11 +165,9 @@ def test_the_model_notices_another_answer_of(
     print(caught.value)
 
 
-@pytest.mark.parametrize(
-    "without", [Protocol(checkpoint=False), Protocol(kept_lines="synced")], ids=["checkpoint", "kept lines"]
-)
+@pytest.mark.parametrize("without", [Protocol(log="synced"), Protocol(kept_lines="synced")], ids=["log", "kept lines"])
 def test_only_a_failed_sync_makes_writing_anew_necessary(without: Protocol) -> None:
-    """Fails if the product could not do without checkpoint or rewriting on a disk whose syncs never fail."""
+    """Fails if the product could not do without writing anew on a disk whose syncs never fail."""
     explore(Model(Setup(records=2, crashes=2), without))
 
 
@@ -184,7 +175,7 @@ def test_a_violation_names_every_step_that_leads_to_it() -> None:
     """Fails if a trace is not the shortest, or leaves a step out."""
     with pytest.raises(Violation) as caught:
         explore(Model(KILL, Protocol(intent_before_post=False), watched=("I3",)))
-    start = ["start", "closing commit", "closing commit returns", "checkpoint", "a is next", "a is accepted, and paid"]
+    start = ["start", "closing commit", "closing commit returns", "a is next", "a is accepted, and paid"]
     what, *steps, _ = str(caught.value).splitlines()
     assert what == "I3: paid 2 times, flagged 0"
     assert [step.split(". ")[1] for step in steps] == [*start, "kill", *start]
