@@ -1,7 +1,8 @@
 """Everything between the start and the first POST, in order. Every start is a resume, and each step may be killed.
 
-0. Take both locks; make durable what is found.  1. Is the output still what the ledger wrote?  2.-3. Keep the whole lines of its tail, put the rest
-aside.  4. One closing commit.  5. Same settings?  6. Same input?  Only then may anything be sent.
+0. Take both locks; make durable what is found.  1. Is the output still what the ledger wrote?  2.-3. Keep the whole
+lines of its tail, put the rest aside.  4. One closing commit.  5. Same settings?  6. Same input?  Only then may
+anything be sent.
 """
 
 from __future__ import annotations
