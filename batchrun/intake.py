@@ -90,7 +90,7 @@ def _settle(ledger: Ledger, fd: int, config: JobConfig, spool: Spool | None, tak
         source = _check(ledger, fd, found, config, spool, take_out)
     else:
         with ledger.transaction():  # the same file, maybe under a new name
-            ledger.save_input_path(from_output(config), None if spool is None else spool.source)
+            ledger.save(input_path=from_output(config), input_source=None if spool is None else spool.source)
         digest = job.input_digest or b""
         source = Source(
             config.input,
@@ -143,16 +143,16 @@ def _check(
             after_all = checked.lines + 1, checked.end
             start = min(inventory.first_unknown() or after_all, checked.first_bad or after_all)
             ledger.save_low_water(*start)
-            ledger.save_input_path(from_output(config), None if spool is None else spool.source)
+            ledger.save(input_path=from_output(config), input_source=None if spool is None else spool.source)
             if spool is not None:
                 spool.keep()
             if checked.whole:
-                ledger.save_input(
-                    inode=found.st_ino,
-                    mtime_ns=found.st_mtime_ns,
-                    size=found.st_size,
-                    digest=checked.digest,
-                    records=checked.records,
+                ledger.save(
+                    input_inode=found.st_ino,
+                    input_mtime_ns=found.st_mtime_ns,
+                    input_size=found.st_size,
+                    input_digest=checked.digest,
+                    input_records=checked.records,
                 )
     finally:
         inventory.close()

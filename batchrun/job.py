@@ -65,7 +65,7 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
         ledger, problem = recovered.ledger, None
         if ledger.job().options != config.remembered():
             with ledger.transaction():
-                ledger.save_options(config.remembered())
+                ledger.save(options=config.remembered())
         if recovered.has_work:
             problem = work_through(config, recovered, environ, screen)
         with on_signals(lambda number: None):  # a few files are left to bring in step

@@ -217,7 +217,7 @@ def settle_settings(ledger: Ledger, config: JobConfig) -> None:
         )
     with ledger.transaction():
         ledger.save_settings(config.settings)
-        ledger.forget_input()  # what is a bad line may be another matter now
+        ledger.save(input_inode=None)  # it is read once more: what is a bad line may be another matter now
         refused = (row for row in ledger.rows_unwell() if row.state is State.FAILED)
         ledger.reopen(*(row.seq for row in refused if row.failure is not None and row.failure.kind != "bad_input"))
 

@@ -51,7 +51,7 @@ def preview(config: JobConfig, *, is_job: bool) -> Iterator[str]:
         settle_settings(ledger, config)
         with ledger.transaction():
             ledger.move_all(State.INTENT, after_crash(config.on_ambiguous), now)
-            ledger.forget_input()  # so that it is read once more
+            ledger.save(input_inode=None)  # so that it is read once more
         source = settle_input(ledger, fd, config, lambda: None, for_good=False)
         yield from _of_input(config, source)
         if is_job:

@@ -11,9 +11,9 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
+from dataclasses import asdict, astuple, dataclass
 from importlib import resources
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,19 +22,7 @@ import orjson
 from batchrun.errors import BatchrunError, DiskProblem, InputProblem, UsageProblem
 from batchrun.lines import MAX_LINE_BYTES
 from batchrun.log import redact
-from batchrun.record import (
-    MOVES,
-    Failure,
-    History,
-    Move,
-    Place,
-    Record,
-    RecordId,
-    Settings,
-    State,
-    Usage,
-    after_request,
-)
+from batchrun.record import MOVES, Failure, History, Move, Place, Record, Settings, State, Usage, after_request
 
 SCHEMA_VERSION = 1
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
@@ -90,12 +78,10 @@ class Run:
     """One process that worked on the job. ``ended_at`` is ``None`` while it runs, and for ever if it was killed."""
 
     run_id: int
-    started_at: float
     ended_at: float | None
     exit_code: int | None
     cause: str | None
     remedy: str | None
-    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +133,7 @@ def _row(raw: sqlite3.Row) -> Row:
     )
 
 
-def _id(raw: str | None) -> RecordId:
+def _id(raw: str | None) -> str | int | None:
     found = None if raw is None else json.loads(raw)
     if not isinstance(found, str | int | None) or isinstance(found, bool):
         raise TypeError("no id")
@@ -165,14 +151,6 @@ def _failure(raw: dict[str, Any]) -> Failure:
         raise TypeError("no failure")
     orjson.dumps(raw | {"message": ""})
     return Failure(**{**raw, "usage": Usage(**raw["usage"])})
-
-
-def _job(job: Job) -> Job:
-    if not isinstance(json.loads(job.settings)["model"], str) or not job.epoch < MANY or "\0" in job.input_path:
-        raise ValueError("no job")
-    if job.low_water_offset < 0 or job.out_committed < 0 or not isinstance(json.loads(job.options), dict):
-        raise ValueError("no place in a file")
-    return job
 
 
 def _dump(failure: Failure | None) -> str | None:
@@ -199,19 +177,12 @@ class Ledger:
             DiskProblem: the ledger is damaged.
         """
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-            wanted = ".".join(map(str, OLDEST_SQLITE))
-            raise UsageProblem(
-                f"SQLite {sqlite3.sqlite_version} is too old", remedy=f"batchrun needs {wanted} or newer"
-            )
-        ledger = cls(_connect(path, str(path)), path)
-        connection = ledger.connection
-        with ledger._closed_on_error(), ledger._translated():
-            connection.execute("PRAGMA trusted_schema = OFF")
-            ledger._check_schema()
-            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA fullfsync = ON")
-            connection.execute("PRAGMA wal_autocheckpoint = 4000")
+            remedy = f"batchrun needs {'.'.join(map(str, OLDEST_SQLITE))} or newer"
+            raise UsageProblem(f"SQLite {sqlite3.sqlite_version} is too old", remedy=remedy)
+        with cls._opening(path, str(path)) as ledger:
+            mode = ledger.connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            for setting in ("synchronous = FULL", "fullfsync = ON", "wal_autocheckpoint = 4000"):
+                ledger.connection.execute(f"PRAGMA {setting}")
             if mode != "wal":  # SQLite says nothing when it cannot, and its other mode syncs too little
                 remedy = "see to the disk, or --state-dir on another one"
                 raise DiskProblem(f"the ledger `{path}` cannot keep its log there", remedy=remedy)
@@ -220,11 +191,8 @@ class Ledger:
     @classmethod
     def read_only(cls, path: Path, *, alone: bool = False) -> Self:
         """Open beside a live run: short snapshots, never a write or a checkpoint. ``alone``: nor a file beside it."""
-        ledger = cls(_connect(path, f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' * alone}"), path)
-        with ledger._closed_on_error(), ledger._translated():
-            ledger.connection.execute("PRAGMA trusted_schema = OFF")
-            ledger._check_schema()
-        return ledger
+        with cls._opening(path, f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' * alone}") as ledger:
+            return ledger
 
     @classmethod
     def copy_of(cls, path: Path | None) -> Self:
@@ -236,12 +204,24 @@ class Ledger:
                 real.connection.backup(ledger.connection)
         return ledger
 
+    @classmethod
     @contextmanager
-    def _closed_on_error(self) -> Iterator[None]:
+    def _opening(cls, path: Path, target: str) -> Iterator[Self]:
+        """A connection to what is a ledger, or not yet one; closed if anything in here is refused."""
+        is_uri = target.startswith("file:")
         try:
-            yield
+            check_files(path)
+            connection = sqlite3.connect(target, uri=is_uri, isolation_level=None, check_same_thread=False, timeout=5.0)
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise DiskProblem(f"the ledger {path} cannot be opened", remedy="is it a file, and yours?") from error
+        ledger = cls(connection, path)
+        try:
+            with ledger._translated():
+                connection.execute("PRAGMA trusted_schema = OFF")
+                ledger._check_schema()
+                yield ledger
         except BaseException:
-            self.close()
+            ledger.close()
             raise
 
     def _check_schema(self) -> None:
@@ -249,12 +229,12 @@ class Ledger:
         if version > SCHEMA_VERSION:
             remedy = "use that version, or another -o"
             raise InputProblem(f"`{self.path}` was written by a newer batchrun", remedy=remedy)
-        shape = "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type, name"
-        with self._sound():
-            found = [_plain(row) for row in self.connection.execute(shape)]
+        with closing(sqlite3.connect(":memory:")) as model, self._sound():
+            model.executescript(_sql("schema.sql"))
+            wanted, found = _shape(model), _shape(self.connection)
         if not found and version == 0:
             return  # a ledger killed in its first moment: create() makes it
-        if found != _wanted(shape) or version != SCHEMA_VERSION:
+        if found != wanted or version != SCHEMA_VERSION:
             raise InputProblem(f"`{self.path}` is not a ledger of batchrun", remedy="another -o, or move it away")
 
     def exists(self) -> bool:
@@ -309,20 +289,14 @@ class Ledger:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.IntegrityError, sqlite3.ProgrammingError) as error:
-            if getattr(error, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_DATATYPE":
-                raise self._damaged() from error  # a number that was too large already
-            raise  # a bug of ours, not of the disk
         except sqlite3.DatabaseError as error:
-            raise self._problem(error) from error
-
-    def _problem(self, error: sqlite3.DatabaseError) -> BatchrunError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            return self._damaged()
-        name = getattr(error, "sqlite_errorname", "unknown error")
-        remedy = "free some space or mend the disk, then run the same command"
-        return DiskProblem(f"the ledger `{self.path}` cannot be used ({name})", remedy=remedy)
+            name = getattr(error, "sqlite_errorname", "unknown error")
+            if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CONSTRAINT_DATATYPE")):
+                raise self._damaged() from error  # the last: a number that was too large already
+            if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+                raise  # a bug of ours, not of the disk
+            remedy = "free some space or mend the disk, then run the same command"
+            raise DiskProblem(f"the ledger `{self.path}` cannot be used ({name})", remedy=remedy) from error
 
     @contextmanager
     def _sound(self) -> Iterator[None]:
@@ -333,10 +307,8 @@ class Ledger:
             raise self._damaged() from error
 
     def _damaged(self) -> DiskProblem:
-        return DiskProblem(
-            f"the ledger `{self.path}` is damaged",
-            remedy="--new-run begins anew and pays again; an old copy of it would do so unseen",
-        )
+        remedy = "--new-run begins anew and pays again; an old copy of it would do so unseen"
+        return DiskProblem(f"the ledger `{self.path}` is damaged", remedy=remedy)
 
     def execute(self, query: str, **values: Any) -> sqlite3.Cursor:
         """Run a named statement that returns no rows."""
@@ -358,58 +330,42 @@ class Ledger:
     def job(self) -> Job:
         found = self.fetch("job")
         with self._sound():
-            return _job(Job(*(found[0][field.name] for field in fields(Job))))
+            job = Job(*found[0][1:])
+            if not isinstance(json.loads(job.settings)["model"], str) or not isinstance(json.loads(job.options), dict):
+                raise TypeError("no job")
+            if job.epoch >= MANY or "\0" in job.input_path or min(job.low_water_offset, job.out_committed) < 0:
+                raise ValueError("no job")
+        return job
 
-    def begin_run(self, version: str, now: float) -> int:
-        run_id: int = self.fetch("begin_run", version=version, now=now)[0][0]
-        return run_id
-
-    def end_run(self, run_id: int, exit_code: int, now: float, problem: BatchrunError | None = None) -> None:
-        cause = remedy = None
-        if problem is not None:
-            cause, remedy = redact("; ".join([*problem.before, problem.cause])), redact(problem.remedy)
-        self.execute("end_run", run_id=run_id, exit_code=exit_code, now=now, cause=cause, remedy=remedy)
-
-    def last_run(self) -> Run | None:
-        found = [Run(*raw) for raw in self.fetch("last_run")]
-        return replace(found[0], ended_at=_instant(found[0].ended_at)) if found else None
-
-    def next_epoch(self) -> int:
-        epoch: int = self.fetch("next_epoch")[0][0]
-        return epoch
+    def save(self, **columns: Any) -> None:
+        """Put these into the job's row."""
+        changes = ", ".join(f"{name} = :{name}" for name in columns)
+        self.connection.execute(f"UPDATE job SET {changes}", columns)
 
     def save_settings(self, settings: Settings) -> None:
-        self.execute("save_settings", settings=json.dumps(asdict(settings)), settings_digest=settings.digest())
-
-    def save_options(self, options: str) -> None:
-        """The pace and the like of this run, for ``batchrun resume``."""
-        self.execute("save_options", options=options)
+        self.save(settings=json.dumps(asdict(settings)), settings_digest=settings.digest())
 
     def save_low_water(self, line: int, offset: int) -> None:
         """Every line before this one has a row."""
-        self.execute("save_low_water", line=line, offset=offset)
-
-    def save_input_path(self, path: str, source: str | None = None) -> None:
-        """Where the input is, seen from the output's folder, and what the spool was made of, if there is one."""
-        self.execute("save_input_path", path=path, source=source)
-
-    def save_input(self, *, inode: int, mtime_ns: int, size: int, digest: bytes, records: int) -> None:
-        """The input as the last complete check found it."""
-        self.execute(
-            "save_input",
-            inode=inode,
-            mtime_ns=mtime_ns,
-            size=size,
-            digest=digest,
-            records=records,
-        )
-
-    def forget_input(self) -> None:
-        """The next look at the input is a whole check."""
-        self.execute("forget_input")
+        self.save(low_water_line=line, low_water_offset=offset)
 
     def save_out_committed(self, end: int, last_seq: int | None) -> None:
-        self.execute("save_out_committed", end=end, seq=last_seq)
+        self.save(out_committed=end, out_last_seq=last_seq)
+
+    def next_epoch(self) -> int:
+        return int(self.fetch("next_epoch")[0][0])
+
+    def begin_run(self, version: str, now: float) -> int:
+        return int(self.fetch("begin_run", version=version, now=now)[0][0])
+
+    def end_run(self, run_id: int, exit_code: int, now: float, problem: BatchrunError | None = None) -> None:
+        cause = None if problem is None else redact("; ".join([*problem.before, problem.cause]))
+        remedy = None if problem is None else redact(problem.remedy)
+        self.execute("end_run", run_id=run_id, exit_code=exit_code, now=now, cause=cause, remedy=remedy)
+
+    def last_run(self) -> Run | None:
+        found = self.fetch("last_run", last_instant=LAST_INSTANT)
+        return Run(*found[0]) if found else None
 
     def has_operations(self) -> bool:
         """Whether the service ever accepted anything: from then on the settings are pinned."""
@@ -419,33 +375,20 @@ class Ledger:
 
     def record_intents(self, asked: Sequence[tuple[Record, str, float]]) -> list[int]:
         """NEW -> INTENT for (record, request ID, now) of each, durable before its POST. Returns the rows' ``seq``."""
-        seq, seqs, first, again = self.fetch("last_seq")[0][0], [], [], []
-        if seq + len(asked) >= 1 << 63:
+        last = self.fetch("last_seq")[0][0]
+        if last + len(asked) > LAST_ROW:
             raise self._damaged()
+        fresh, seqs, first, again = count(last + 1), [], [], []
         for record, request_id, now in asked:
+            seq = next(fresh) if record.seq is None else record.seq
+            seqs.append(seq)
             id_json = None if record.id is None else json.dumps(record.id)
             if record.seq is None:
-                seq += 1
-                place = record.place
-                first.append(
-                    (
-                        seq,
-                        place.line,
-                        place.offset,
-                        place.length,
-                        id_json,
-                        record.digest,
-                        request_id,
-                        now,
-                        record.history.maybe_paid,
-                    )
-                )
+                place, maybe_paid = astuple(record.place), record.history.maybe_paid
+                first.append((seq, *place, id_json, record.digest, request_id, now, maybe_paid))
             else:
-                again.append((record.seq, id_json, request_id, now))
-            seqs.append(seq if record.seq is None else record.seq)
-        if first:
-            with self._translated():
-                self.connection.executemany(QUERIES["insert_intent"], first)
+                again.append((seq, id_json, request_id, now))
+        self.connection.executemany(QUERIES["insert_intent"], first)
         self._change_each("renew_intents", again)
         for second, posts in Counter(int(now) for _, _, now in asked).items():
             self.execute("count_submissions", second=second, posts=posts)
@@ -478,30 +421,15 @@ class Ledger:
 
     def move(self, seq: int, origin: State, move: Move, now: float) -> None:
         """Any move that is neither an acceptance nor a written result."""
-        if self._move(seq, seq, origin, move, now) != 1:
+        if self.move_all(origin, move, now, first=seq, last=seq) != 1:
             raise StateConflict(f"{origin} -> {move.to}: record {seq} is not where it should be")
 
-    def move_all(self, origin: State, move: Move, now: float) -> int:
-        """Move every record in one state; returns how many there were."""
-        return self._move(0, LAST_ROW, origin, move, now)
-
-    def _move(self, first: int, last: int, origin: State, move: Move, now: float) -> int:
+    def move_all(self, origin: State, move: Move, now: float, *, first: int = 0, last: int = LAST_ROW) -> int:
+        """Move every record in one state, of all or of these; returns how many there were."""
         if move.to not in MOVES[origin]:
             raise StateConflict(f"{origin} -> {move.to} is not a legal move")
-        usage = Usage() if move.failure is None else move.failure.usage
-        return self.execute(
-            "move",
-            **{"first": first, "last": last, "from": origin, "now": now},
-            to=move.to,
-            adds_attempt=move.adds_attempt,
-            adds_maybe_paid=move.adds_maybe_paid,
-            adds_lost_reply=move.adds_lost_reply,
-            adds_failed_operation=move.adds_failed_operation,
-            starts_anew=move.starts_anew,
-            error=_dump(move.failure),
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-        ).rowcount
+        values = asdict(move) | {"adds_attempt": move.adds_attempt, "error": _dump(move.failure)}
+        return self.execute("move", **values, first=first, last=last, origin=origin, now=now).rowcount
 
     def reopen(self, *seqs: int) -> Counter[str]:
         """Have settled records sent again. Counts them: ``again``, ``maybe_paid``, and by the state they were in."""
@@ -519,11 +447,7 @@ class Ledger:
 
     def record_all_done(self, done: Sequence[tuple[int, str, Written, Usage, float]]) -> None:
         """OPEN -> DONE for (seq, operation ID, place, usage, now) of each; the lines are fsynced."""
-        rows = [
-            (seq, operation_id, now, usage.input_tokens, usage.output_tokens, at.offset, at.length, at.crc32)
-            for seq, operation_id, at, usage, now in done
-        ]
-        self._change_each("record_all_done", rows)
+        self._change_each("record_all_done", done)
 
     def record_done(self, seq: int, operation_id: str, written: Written, usage: Usage, now: float) -> None:
         """The same for one."""
@@ -548,39 +472,39 @@ class Ledger:
 
     # --- questions ---
 
-    def _rows(self, query: str, **values: Any) -> list[Row]:
-        found = self.fetch(query, **values)
-        with self._sound():
-            return [_row(raw) for raw in found]
+    def _rows(self, query: str, **values: Any) -> Iterator[Row]:
+        """Every row a named question finds, one at a time."""
+        with self._translated(), self._sound():
+            yield from map(_row, self.connection.execute(QUERIES[query], values))
 
     def row(self, seq: int) -> Row:
-        found = self._rows("row", seq=seq)
         with self._sound():
-            return found[0]
+            return self.rows([seq])[seq]
 
     def rows(self, seqs: Sequence[int]) -> dict[int, Row]:
         return {row.seq: row for row in self._rows("rows", seqs=json.dumps(seqs))}
 
     def row_of_operation(self, operation_id: str) -> Row | None:
-        found = self._rows("row_of_operation", operation_id=operation_id)
-        return found[0] if found else None
-
-    def _stream(self, query: str) -> Iterator[Row]:
-        """Every row a named question finds, one at a time."""
-        with self._translated(), self._sound():
-            yield from map(_row, self.connection.execute(QUERIES[query]))
+        return next(self._rows("row_of_operation", operation_id=operation_id), None)
 
     def rows_done(self) -> Iterator[Row]:
         """Every DONE row, in the order of the output."""
-        return self._stream("rows_done")
+        return self._rows("rows_done")
 
     def rows_settled(self) -> Iterator[Row]:
         """Every DONE, FAILED, HELD and EXPIRED row, in the order of the input."""
-        return self._stream("rows_settled")
+        return self._rows("rows_settled")
+
+    def rows_unwell(self) -> Iterator[Row]:
+        """Every FAILED, HELD and EXPIRED row, by line; page by page: no cursor stays open meanwhile."""
+        last = 0
+        while page := list(self._rows("rows_unwell", after=last, limit=PAGE_ROWS)):
+            yield from page
+            last = page[-1].place.line
 
     def rows_unwell_in_time(self) -> Iterator[Row]:
         """Every FAILED, HELD and EXPIRED row, in the order in which they ended."""
-        return self._stream("rows_unwell_in_time")
+        return self._rows("rows_unwell_in_time")
 
     def lines_known(self, first: int, last: int) -> set[int]:
         """Which of these lines have a row."""
@@ -600,13 +524,6 @@ class Ledger:
         """The NEW rows whose record begins before byte ``end``, by line."""
         with self._translated():
             return array("q", (raw[0] for raw in self.connection.execute(QUERIES["seqs_to_send"], {"end": end})))
-
-    def rows_unwell(self) -> Iterator[Row]:
-        """Every FAILED, HELD and EXPIRED row, by line; page by page, so that they may be moved meanwhile."""
-        last = 0
-        while page := self._rows("rows_unwell", after=last, limit=PAGE_ROWS):
-            yield from page
-            last = page[-1].place.line
 
     def rows_by_line(self, first: int, last: int) -> dict[int, Row]:
         return {row.place.line: row for row in self._rows("rows_by_line", first=first, last=last)}
@@ -641,7 +558,8 @@ def files_of(path: Path) -> list[Path]:
 
 def check_files(path: Path) -> None:
     """SQLite follows links, waits at pipes, writes to second names, and deletes what a journal names as its head."""
-    for each in files_of(path):
+    sizes = {}
+    for each in reversed(files_of(path)):  # a ledger is there before its log, and goes after it
         try:
             found = os.lstat(each)
             if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
@@ -649,16 +567,13 @@ def check_files(path: Path) -> None:
                 raise DiskProblem(f"`{each}` has a second name, and would change under it", remedy=remedy)
             if not stat.S_ISREG(found.st_mode) or _names_a_head(each, found.st_size):
                 raise DiskProblem(f"`{each}` is not a plain file of ours", remedy="move it away")
+            sizes[each] = found.st_size
         except FileNotFoundError:  # SQLite removes them when it is done
             continue
     log = path.with_name(f"{path.name}-wal")
-    if _size(log) and not _size(path):
+    if sizes.get(log) and not sizes.get(path):
         remedy = "put the ledger back: without it SQLite throws the log away, and what it knows of payments"
         raise DiskProblem(f"`{log}` is there, and its ledger is gone or empty", remedy=remedy)
-
-
-def _size(path: Path) -> int:
-    return os.lstat(path).st_size if os.path.lexists(path) else 0
 
 
 def _names_a_head(path: Path, size: int) -> bool:
@@ -669,25 +584,7 @@ def _names_a_head(path: Path, size: int) -> bool:
         return journal.read() == HEAD_OF_JOURNALS
 
 
-def _connect(path: Path, target: str) -> sqlite3.Connection:
-    try:
-        check_files(path)
-    except OSError as error:
-        raise DiskProblem(f"the ledger {path} cannot be read", remedy="is it a file, and yours?") from error
-    is_uri = target.startswith("file:")
-    try:
-        return sqlite3.connect(target, uri=is_uri, isolation_level=None, check_same_thread=False, timeout=5.0)
-    except sqlite3.DatabaseError as error:
-        raise DiskProblem(f"the ledger {path} cannot be opened", remedy="is it a file, and yours?") from error
-
-
-@cache
-def _wanted(shape: str) -> list[list[str]]:
-    with closing(sqlite3.connect(":memory:")) as model:
-        model.executescript(_sql("schema.sql"))
-        return [_plain(row) for row in model.execute(shape)]
-
-
-def _plain(definition: Sequence[str]) -> list[str]:
-    """A row of the schema without comments and spacing: these may change and mean nothing."""
-    return [re.sub(r"--[^\n]*|\s+", "", text) for text in definition]
+def _shape(connection: sqlite3.Connection) -> list[list[str]]:
+    """The schema without comments and spacing: these may change and mean nothing."""
+    query = "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type, name"
+    return [[re.sub(r"--[^\n]*|\s+", "", text) for text in row] for row in connection.execute(query)]

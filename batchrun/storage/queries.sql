@@ -19,7 +19,8 @@ UPDATE run
  WHERE run_id = :run_id;
 
 -- name: last_run
-SELECT * FROM run
+SELECT run_id, min(max(0.0, ended_at), :last_instant) AS ended_at, exit_code, cause, remedy
+  FROM run
  ORDER BY run_id DESC
  LIMIT 1;
 
@@ -87,13 +88,13 @@ UPDATE record
        operation_id      = CASE WHEN :to = 'new' THEN NULL ELSE operation_id END,
        finished_at       = CASE WHEN :to = 'new' THEN NULL ELSE :now END,
        error             = :error,
-       input_tokens      = :input_tokens,
-       output_tokens     = :output_tokens,
+       input_tokens      = json_extract(:error, '$.usage.input_tokens'),
+       output_tokens     = json_extract(:error, '$.usage.output_tokens'),
        out_offset        = NULL,
        out_length        = NULL,
        out_crc32         = NULL
  WHERE seq BETWEEN :first AND :last
-   AND state = :from;
+   AND state = :origin;
 
 -- name: refuse_line
 INSERT INTO record (line, offset, length, digest, state, finished_at, error)
@@ -103,12 +104,12 @@ VALUES (:line, :offset, :length, :digest, 'failed', :now, :error);
 -- The lines are in the output and fsynced. A row that is not changed means that another run moved it: stop.
 UPDATE record
    SET state         = 'done',
-       finished_at   = json_extract(value, '$[2]'),
-       input_tokens  = json_extract(value, '$[3]'),
-       output_tokens = json_extract(value, '$[4]'),
-       out_offset    = json_extract(value, '$[5]'),
-       out_length    = json_extract(value, '$[6]'),
-       out_crc32     = json_extract(value, '$[7]')
+       finished_at   = json_extract(value, '$[4]'),
+       input_tokens  = json_extract(value, '$[3].input_tokens'),
+       output_tokens = json_extract(value, '$[3].output_tokens'),
+       out_offset    = json_extract(value, '$[2].offset'),
+       out_length    = json_extract(value, '$[2].length'),
+       out_crc32     = json_extract(value, '$[2].crc32')
   FROM json_each(:batch)
  WHERE seq          = json_extract(value, '$[0]')
    AND state        = 'open'
@@ -144,50 +145,10 @@ UPDATE record
  WHERE state = 'open'
    AND out_offset IS NOT NULL;
 
--- name: save_out_committed
-UPDATE job
-   SET out_committed = :end,
-       out_last_seq  = :seq;
-
 -- name: next_epoch
 UPDATE job
    SET epoch = epoch + 1
 RETURNING epoch;
-
--- name: save_low_water
-UPDATE job
-   SET low_water_line   = :line,
-       low_water_offset = :offset;
-
--- name: save_settings
-UPDATE job
-   SET settings        = :settings,
-       settings_digest = :settings_digest;
-
--- name: save_options
-UPDATE job
-   SET options = :options;
-
--- name: save_input_path
-UPDATE job
-   SET input_path   = :path,
-       input_source = :source;
-
--- name: save_input
-UPDATE job
-   SET input_inode    = :inode,
-       input_mtime_ns = :mtime_ns,
-       input_size     = :size,
-       input_digest   = :digest,
-       input_records  = :records;
-
--- name: forget_input
-UPDATE job
-   SET input_inode = NULL;
-
--- name: row
-SELECT * FROM record
- WHERE seq = :seq;
 
 -- name: rows
 SELECT * FROM record

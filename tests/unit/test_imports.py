@@ -152,7 +152,7 @@ def test_a_command_that_sends_nothing_loads_no_http(tmp_path: Path, arguments: t
     paths = JobPaths.of(tmp_path / "out.jsonl")
     paths.state.mkdir(mode=0o700)
     with closing(make_ledger(paths.ledger)) as ledger, ledger.transaction():
-        ledger.save_input(inode=1, mtime_ns=1, size=0, digest=b"", records=0)
+        ledger.save(input_inode=1, input_mtime_ns=1, input_size=0, input_digest=b"", input_records=0)
     (tmp_path / "empty.jsonl").touch()
     loaded = modules_of(tmp_path, *arguments)
     assert "click" in loaded

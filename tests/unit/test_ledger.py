@@ -554,8 +554,8 @@ def test_the_job_keeps_what_it_is_told(ledger: Ledger) -> None:
         assert (ledger.next_epoch(), ledger.next_epoch()) == (1, 2)
         ledger.save_low_water(12, 345)
         ledger.save_out_committed(6789, 3)
-        ledger.save_input_path("other.jsonl")
-        ledger.save_input(inode=2**62, mtime_ns=2**62, size=3, digest=b"\1" * 16, records=4)
+        ledger.save(input_path="other.jsonl")
+        ledger.save(input_inode=2**62, input_mtime_ns=2**62, input_size=3, input_digest=b"\1" * 16, input_records=4)
     job = ledger.job()
     assert (job.epoch, job.low_water_line, job.low_water_offset) == (2, 12, 345)
     assert (job.out_committed, job.out_last_seq) == (6789, 3)
@@ -594,7 +594,7 @@ def test_every_named_query_compiles(ledger: Ledger) -> None:
             ledger.connection.execute(f"EXPLAIN {query}", values)
 
 
-@pytest.mark.parametrize("query", ["row", "rows_by_line", "rows_unwell", "row_of_operation", "lines_known"])
+@pytest.mark.parametrize("query", ["rows", "rows_by_line", "rows_unwell", "row_of_operation", "lines_known"])
 def test_a_query_of_a_running_job_reads_an_index_and_not_every_row(ledger: Ledger, query: str) -> None:
     values = dict.fromkeys(re.findall(r":(\w+)", QUERIES[query]), 1)
     plan = [row[3] for row in ledger.connection.execute(f"EXPLAIN QUERY PLAN {QUERIES[query]}", values)]

@@ -45,7 +45,7 @@ def ledger(paths: JobPaths) -> Iterator[Ledger]:
 
 def remember(ledger: Ledger, options: str) -> None:
     with ledger.transaction():
-        ledger.save_options(options)
+        ledger.save(options=options)
 
 
 def test_whatever_a_run_was_told_is_known_to_the_next(

@@ -230,7 +230,9 @@ def test_a_blanked_line_is_noticed_wherever_the_reading_pauses(
 def test_only_the_part_that_was_checked_is_compared(books: Books) -> None:
     with books.ledger.transaction():
         size = books.input.stat().st_size
-        books.ledger.save_input(inode=1, mtime_ns=1, size=size, digest=digest(b""), records=RECORDS)
+        books.ledger.save(
+            input_inode=1, input_mtime_ns=1, input_size=size, input_digest=digest(b""), input_records=RECORDS
+        )
     with books.input.open("ab") as file:
         file.write(b"more\n" * 10)
     assert books.verify().input_records == RECORDS
