@@ -9,15 +9,16 @@ import re
 import socket
 import stat
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
 from typing import Self
 
 from batchrun.errors import DiskProblem, TryLater, UsageProblem
 from batchrun.storage.ledger import check_files, files_of
-from batchrun.storage.results import full_disk, sync_directory, write_anew
+from batchrun.storage.results import AS_IT_IS, sync_directory, write_anew, writing
 
 LOCK_TRIES = 5
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "9p2000", "fuse.sshfs", "fuse.rclone"})
@@ -46,8 +47,7 @@ class JobPaths:
     def of(cls, output: Path, state_dir: Path | None = None) -> Self:
         if not output.name:
             raise UsageProblem(f"'{output}' is not the name of a file", remedy="name the one with the answers")
-        stem = re.sub(r"\.(gz|zst)$", "", output.name)
-        stem = re.sub(r"\.(jsonl|ndjson|json)$", "", stem)
+        stem = re.sub(r"(\.(jsonl|ndjson|json))?(\.(gz|zst))?$", "", output.name, count=1)
         state = state_dir or output.with_name(f"{output.name}.batchrun")
         if state.resolve() in (Path.cwd(), *output.resolve().parents):
             raise UsageProblem(f"the state cannot be in '{state}', where other files are", remedy="name a new folder")
@@ -108,36 +108,24 @@ class JobDir:
             DiskProblem: it cannot be made, or cannot be trusted.
         """
         was_made = _make_private_directory(paths.state)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        try:
-            fd = os.open(paths.lock, flags, 0o600)
-        except OSError as error:
-            raise _cannot(paths.lock, error) from error
-        for tries_left in range(LOCK_TRIES, -1, -1):
+        with ExitStack() as refused:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | AS_IT_IS, 0o600)
+                refused.callback(os.close, fd)
+                _lock(fd)
+                found = os.fstat(fd)
+                if not os.path.exists(paths.lock) or not os.path.samestat(found, os.stat(paths.lock)):
+                    raise AlreadyRunning(paths.output, {})  # discarded between open and lock
+                if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+                    raise DiskProblem(f"{paths.lock} is not a plain file of one name", remedy="move it away")
+                holder = {"pid": os.getpid(), "host": socket.gethostname(), "started_at": int(time.time())}
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, json.dumps(holder).encode(), 0)
             except BlockingIOError as error:
-                if tries_left:  # `status` and others hold it for a moment, to see whether it is free
-                    time.sleep(0.01)
-                    continue
-                holder = read_holder(paths)
-                os.close(fd)
-                raise AlreadyRunning(paths.output, holder) from error
-        if not os.path.exists(paths.lock) or not os.path.samestat(os.fstat(fd), os.stat(paths.lock)):
-            os.close(fd)  # discarded between open and lock
-            raise AlreadyRunning(paths.output, {})
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-            os.close(fd)
-            raise DiskProblem(f"{paths.lock} is not a plain file of one name", remedy="move it away")
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "started_at": int(time.time())}
-        try:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps(holder).encode(), 0)
-        except OSError as error:  # a full disk, or no plain file
-            os.close(fd)
-            raise _cannot(paths.lock, error) from error
+                raise AlreadyRunning(paths.output, read_holder(paths)) from error
+            except OSError as error:  # a full disk, or no plain file
+                raise _cannot(paths.lock, error) from error
+            refused.pop_all()
         return cls(paths, fd, was_made=was_made)
 
     def make_ledger_file(self) -> Path:
@@ -148,16 +136,12 @@ class JobDir:
         """
         path = self.paths.ledger
         check_files(path)
-        try:
+        with writing(path), suppress(FileNotFoundError):
             log = os.open(f"{path}-wal", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 write_anew(log, 0, os.fstat(log).st_size)
             finally:
                 os.close(log)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise full_disk(path, error) from error
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             self._made_ledger = True
@@ -200,12 +184,10 @@ class JobDir:
 
     def discard_if_made(self) -> None:
         """Leave nothing behind of a job that was refused at its first start, before anything was sent."""
-        made = (
-            [*files_of(self.paths.ledger), self.paths.spool] if self._made_ledger else []
-        )  # one that was there is never ours to delete
         with suppress(OSError):
-            for path in made:
-                path.unlink(missing_ok=True)
+            if self._made_ledger:  # one that was there is never ours to delete
+                for path in (*files_of(self.paths.ledger), self.paths.spool):
+                    path.unlink(missing_ok=True)
             if self._was_made:
                 self.paths.lock.unlink(missing_ok=True)
                 self.paths.state.rmdir()
@@ -217,8 +199,7 @@ class JobDir:
 def read_holder(paths: JobPaths) -> dict[str, object]:
     """Who says to hold the lock; empty if it cannot be read."""
     try:
-        fd = os.open(paths.lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(fd, "rb", buffering=0) as lock:
+        with _opened_lock(paths) as lock:
             holder = json.loads(lock.read(1000) or b"")
         return holder if isinstance(holder, dict) else {}
     except (OSError, ValueError):
@@ -228,16 +209,26 @@ def read_holder(paths: JobPaths) -> dict[str, object]:
 def is_locked(paths: JobPaths) -> bool:
     """Whether a run is at work on this job right now."""
     try:
-        fd = os.open(paths.lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with _opened_lock(paths) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    finally:
-        os.close(fd)
+    except OSError:
+        return False
     return False
+
+
+def _opened_lock(paths: JobPaths) -> FileIO:
+    return FileIO(paths.lock, opener=lambda path, _: os.open(path, os.O_RDONLY | AS_IT_IS))
+
+
+def _lock(fd: int) -> None:
+    for _ in range(LOCK_TRIES):
+        with suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.01)  # `status` and others hold it for a moment, to see whether it is free
+    raise BlockingIOError
 
 
 def _make_private_directory(path: Path) -> bool:

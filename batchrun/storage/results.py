@@ -7,6 +7,7 @@ import os
 import stat
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +17,7 @@ from batchrun.storage.ledger import Written
 BLOCK_BYTES = 1 << 20
 MAX_LINE_BYTES = 256 << 20  # an answer of 32 MiB, every byte of it escaped, and its record's own fields
 
+AS_IT_IS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # no link is followed, no pipe waited at
 _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves the bytes in the disk's cache
 
 
@@ -68,6 +70,17 @@ def write_anew(fd: int, start: int, end: int) -> None:
     sync(fd)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A disk that does not take it is told in words."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "free some space or mend the disk, then run the same command"
+        reason = os.strerror(error.errno or 0)
+        raise DiskProblem(f"`{path}` cannot be written ({reason}); stopped", remedy=remedy) from error
+
+
 def blocks_of(fd: int, start: int) -> Iterator[bytes]:
     """Everything from there on."""
     while block := os.pread(fd, BLOCK_BYTES, start):
@@ -107,8 +120,7 @@ class Results:
             BlockingIOError: another run holds it.
             OSError: it cannot be opened.
         """
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        fd = os.open(path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o666)
+        fd = os.open(path, os.O_RDWR | AS_IT_IS | (os.O_CREAT | os.O_EXCL if create else 0), 0o666)
         try:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:

@@ -12,15 +12,14 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 from batchrun.record import Usage
 from batchrun.storage.ledger import Ledger
-from batchrun.storage.results import Results, full_disk
+from batchrun.storage.results import Results, writing
 
-P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +37,14 @@ def _lines(ledger: Ledger, *lines: Line) -> None:
     """The step of lines: they are appended before the transaction begins, and DONE at its end."""
 
 
+@dataclass(eq=False, slots=True)
 class _Request:
     """Something the thread is asked to do, and the future that waits for it to be durable."""
 
-    __slots__ = ("future", "given", "step", "value")
-
-    def __init__(self, step: Callable[..., Any], given: tuple[Any, ...]) -> None:
-        self.step = step
-        self.given = given
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.value: Any = None
+    step: Callable[..., Any]
+    given: tuple[Any, ...]
+    future: asyncio.Future[Any]
+    value: Any = None
 
 
 class Storage:
@@ -65,95 +62,67 @@ class Storage:
         self._thread = threading.Thread(target=self._work, name="storage", daemon=True)
         self._thread.start()
 
-    def do(self, step: Callable[Concatenate[Ledger, P], T], *args: P.args, **named: P.kwargs) -> asyncio.Future[T]:
+    def do(self, step: Callable[[Ledger, *Ts], T], *given: *Ts) -> asyncio.Future[T]:
         """Run one method of the ledger in the next transaction: ``await storage.do(Ledger.row, 17)``."""
-        return self._ask(_Request(partial(step, **named) if named else step, args))
+        request = _Request(step, given, self._loop.create_future())
+        self._arrived.put(request)
+        return request.future
 
     def record_operation(self, seq: int, operation_id: str, now: float) -> asyncio.Future[bool]:
         """``Ledger.record_operation`` ahead of all else: an ID that is not on disk is money lost."""
-        return self._ask(_Request(Ledger.record_operation, (seq, operation_id, now)))
+        return self.do(Ledger.record_operation, seq, operation_id, now)
 
     def write_lines(self, lines: Sequence[Line]) -> asyncio.Future[None]:
         """Append the lines, sync them, and make their records DONE."""
-        return self._ask(_Request(_lines, tuple(lines)))
+        return self.do(_lines, *lines)
 
     def close(self) -> None:
         """Finish what has arrived and stop the thread. Ledger and output stay open."""
         self._arrived.put(None)
         self._thread.join()
 
-    def _ask(self, request: _Request) -> asyncio.Future[Any]:
-        self._arrived.put(request)
-        return request.future
-
     # --- in the thread ---
 
     def _work(self) -> None:
-        running = True
-        while running:
-            batch, running = self._take()
-            if batch:
+        arrived: list[_Request | None] = []
+        while None not in arrived:
+            arrived = [self._arrived.get()]
+            while not self._arrived.empty():
+                arrived.append(self._arrived.get())
+            if batch := [request for request in arrived if request is not None]:
                 if self._failure is None:
                     self._commit(batch)
-                self._answer(batch)
-
-    def _take(self) -> tuple[list[_Request], bool]:
-        """Wait for one request, then take all that are there. False at the end."""
-        batch: list[_Request] = []
-        request = self._arrived.get()
-        while request is not None:
-            batch.append(request)
-            try:
-                request = self._arrived.get_nowait()
-            except queue.Empty:
-                return batch, True
-        return batch, False
+                self._loop.call_soon_threadsafe(_resolve, batch, self._failure)
 
     def _commit(self, batch: list[_Request]) -> None:
-        """Operation IDs go first. What many ask alike is one statement: each statement makes the event loop wait."""
-        asked: dict[Any, list[_Request]] = {Ledger.record_operation: [], Ledger.record_intent: [], None: []}
-        lines: list[Line] = []
-        for request in batch:
-            asked[request.step if request.step in asked else None].append(request)
-            if request.step is _lines:
-                lines += request.given
-        urgent, intents, others = asked.values()
+        """Operation IDs go first. What many ask alike is one statement: each statement makes the event loop wait.
+
+        IDs that came with a batch that failed still go to disk, each by itself, if it takes them. Those it does not
+        take are found INTENT by the next start, which says so.
+        """
+        urgent = [request for request in batch if request.step is Ledger.record_operation]
+        intents = [request for request in batch if request.step is Ledger.record_intent]
+        lines = [line for request in batch if request.step is _lines for line in request.given]
         try:
-            places = self._append(lines)
+            with writing(self._results.path):
+                places = self._results.append([line.data for line in lines]) if lines else []
             with self._ledger.transaction():
                 _answer_all(urgent, self._ledger.record_operations)
                 _answer_all(intents, self._ledger.record_intents)
-                for request in others:
-                    request.value = request.step(self._ledger, *request.given)
+                for request in batch:
+                    if request.step not in (Ledger.record_operation, Ledger.record_intent):
+                        request.value = request.step(self._ledger, *request.given)
                 if lines:
                     done = zip(lines, places, strict=True)
                     self._ledger.record_all_done(
-                        [(a.seq, a.operation_id, at, a.usage, a.finished_at) for a, at in done]
+                        [(line.seq, line.operation_id, at, line.usage, line.finished_at) for line, at in done]
                     )
                     self._ledger.save_out_committed(self._results.end, lines[-1].seq)
         except BaseException as failure:
             self._failure = failure
-            self._rescue(urgent)
-
-    def _append(self, lines: Sequence[Line]) -> Sequence[Any]:
-        if not lines:
-            return ()
-        try:
-            return self._results.append([line.data for line in lines])
-        except OSError as error:
-            raise full_disk(self._results.path, error) from error
-
-    def _rescue(self, urgent: Sequence[_Request]) -> None:
-        """Operation IDs that came with a batch that failed still go to disk, each by itself, if it takes them.
-
-        Those it does not take are found INTENT by the next start, which says so.
-        """
-        for request in urgent:
-            with suppress(Exception), self._ledger.transaction():
-                self._ledger.record_operation(*request.given)
-
-    def _answer(self, batch: list[_Request]) -> None:
-        self._loop.call_soon_threadsafe(_resolve, batch, self._failure)
+            for request in urgent:
+                with suppress(Exception), self._ledger.transaction():
+                    self._ledger.record_operation(*request.given)
 
 
 def _answer_all(requests: list[_Request], step: Callable[[list[Any]], list[Any]]) -> None:

@@ -23,7 +23,8 @@ from batchrun.record import (
     SubmitReply,
     Usage,
 )
-from batchrun.storage.thread import Storage
+from batchrun.storage.ledger import Ledger
+from batchrun.storage.thread import Storage, T, Ts, _Request
 from tests.crashes import recorder as seen
 
 PLAIN, LOST, FAILING = "plain", "lost", "failing"
@@ -169,12 +170,12 @@ class PatientStorage(Storage):
         self.hand_over()
         super().close()
 
-    def _ask(self, request: Any) -> asyncio.Future[Any]:
+    def do(self, step: Callable[[Ledger, *Ts], T], *given: *Ts) -> asyncio.Future[T]:
+        request = _Request(step, given, self._loop.create_future())
         self._held.append(request)
         self._unanswered += 1
-        future: asyncio.Future[Any] = request.future
-        future.add_done_callback(self._answered)
-        return future
+        request.future.add_done_callback(self._answered)
+        return request.future
 
     def _answered(self, future: asyncio.Future[Any]) -> None:
         self._unanswered -= 1

@@ -116,7 +116,7 @@ def run(clock: Clock) -> None:
         return loop
 
     Http._exchange = noted(Http._exchange)  # type: ignore[method-assign,assignment]  # requests
-    Storage._ask = noted(Storage._ask)  # type: ignore[method-assign]  # commits
+    Storage.do = noted(Storage.do)  # type: ignore[method-assign,assignment]  # commits
     job.loop_factory = lambda: new_loop
     main()
 
