@@ -20,7 +20,7 @@ from batchrun.providers.instruct import INSTRUCTIONS
 from batchrun.providers.yandex import Credentials, Yandex
 from batchrun.record import JsonObject, Prompt, Settings, State
 from batchrun.storage.ledger import Ledger, Row
-from batchrun.storage.results import MAX_LINE_BYTES, full_disk, sync, sync_directory
+from batchrun.storage.results import MAX_LINE_BYTES, sync, sync_directory, writing
 from batchrun.writer import failure_of, one_line, read_again
 
 FORMATS = ("jsonl", "openai", "yandex-dataset", "csv", "txt")
@@ -157,13 +157,11 @@ def write_file(path: Path, lines: Iterable[bytes]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("xb") as file:
+        with writing(path), temporary.open("xb") as file:
             file.writelines(lines)
             file.flush()
             sync(file.fileno())
-        os.rename(temporary, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise full_disk(path, error) from error
+            os.rename(temporary, path)
+            sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ from batchrun.lines import MAX_LINE_BYTES, shown
 from batchrun.record import Settings
 from batchrun.storage.jobdir import JobPaths
 from batchrun.storage.ledger import Job
-from batchrun.storage.results import full_disk, sync, sync_directory, write_at
+from batchrun.storage.results import sync, sync_directory, write_at, writing
 
 STDIN = (Path("-"), Path("/dev/stdin"))
 STREAMS = (*STDIN, Path(os.devnull))  # the last brings nothing: what came before is read
@@ -102,7 +102,7 @@ class Spool:
     def _fill(self, path: Path, fd: int, settings: Settings) -> int:
         """Make a new copy and let ``fd`` be its. Returns its size."""
         at = 0
-        try:
+        with writing(self._part):
             self._part.unlink(missing_ok=True)  # of a run that was killed here
             copy = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
@@ -117,8 +117,6 @@ class Spool:
                 os.dup2(copy, fd, inheritable=False)
             finally:
                 os.close(copy)
-        except OSError as error:
-            raise full_disk(self._part, error) from error
         return at
 
     def keep(self) -> None:
@@ -127,11 +125,9 @@ class Spool:
         Killed in between, the ledger still knows the old one, and the next start checks the new one against it.
         """
         if self.is_new and self._for_good:
-            try:
+            with writing(self._path):
                 os.replace(self._part, self._path)
                 sync_directory(self._path.parent)
-            except OSError as error:
-                raise full_disk(self._path, error) from error
 
     def discard_part(self) -> None:
         with suppress(OSError):

@@ -15,7 +15,7 @@ from batchrun.errors import InputProblem
 from batchrun.record import State, Usage
 from batchrun.storage.jobdir import AlreadyRunning, JobDir, JobPaths
 from batchrun.storage.ledger import Ledger, Row, Written
-from batchrun.storage.results import Results, blocks_of, full_disk, lines_of, sync_directory, write_new
+from batchrun.storage.results import Results, blocks_of, lines_of, sync_directory, write_new, writing
 
 MARKS_OF_A_RESULT = frozenset({"operation_id", "line", "provider", "attempt", "maybe_paid"})
 
@@ -46,14 +46,15 @@ def make_output(paths: JobPaths) -> Results:
 
 
 def lock_output(paths: JobPaths, *, create: bool) -> Results:
-    try:
-        return Results.open(paths.output, create=create)
-    except (BlockingIOError, FileExistsError) as error:
-        raise AlreadyRunning(paths.output, {}) from error
-    except OSError as error:
-        if paths.output.is_symlink():
-            raise InputProblem(f"{paths.output} is a link", remedy="name the file itself with -o") from error
-        raise full_disk(paths.output, error) from error
+    with writing(paths.output):
+        try:
+            return Results.open(paths.output, create=create)
+        except (BlockingIOError, FileExistsError) as error:
+            raise AlreadyRunning(paths.output, {}) from error
+        except OSError as error:
+            if paths.output.is_symlink():
+                raise InputProblem(f"{paths.output} is a link", remedy="name the file itself with -o") from error
+            raise
 
 
 def output_changed(paths: JobPaths, how: str, ledger: Ledger) -> InputProblem:
@@ -127,7 +128,7 @@ def replaced(ledger: Ledger, paths: JobPaths) -> Results | None:
     if not os.path.lexists(paths.new_output):
         return None
     new = lock_output(replace(paths, output=paths.new_output), create=False)
-    try:
+    with writing(paths.new_output):
         if is_as_written(ledger, new):
             os.replace(new.path, paths.output)
             sync_directory(paths.output.parent)
@@ -135,8 +136,6 @@ def replaced(ledger: Ledger, paths: JobPaths) -> Results | None:
             return new
         new.close()
         paths.new_output.unlink()
-    except OSError as error:
-        raise full_disk(paths.new_output, error) from error
     return None
 
 
@@ -151,10 +150,8 @@ def is_as_written(ledger: Ledger, results: Results) -> bool:
 
 
 def _write(path: Path, pieces: Iterable[bytes], mode: int) -> None:
-    try:
+    with writing(path):
         write_new(path, pieces, mode)
-    except OSError as error:
-        raise full_disk(path, error) from error
 
 
 def _mode(results: Results | None) -> int:
@@ -174,10 +171,8 @@ class Kept:
 
 
 def mend(results: Results, start: int, end: int, jobdir: JobDir, now: float) -> int:
-    try:
+    with writing(results.path):
         return results.keep_until(start, end, jobdir.new_quarantine(now))
-    except OSError as error:
-        raise full_disk(results.path, error) from error
 
 
 def walk_tail(ledger: Ledger, results: Results, start: int) -> tuple[list[Kept], int]:

@@ -23,7 +23,7 @@ from batchrun.log import event
 from batchrun.record import Prompt, Settings, Usage
 from batchrun.storage.jobdir import JobPaths
 from batchrun.storage.ledger import Ledger, Row
-from batchrun.storage.results import full_disk, sync_directory, write_new
+from batchrun.storage.results import sync_directory, write_new, writing
 from batchrun.storage.thread import Line, Storage
 from batchrun.tracker import Answered
 
@@ -125,10 +125,8 @@ def _model(prompt: Prompt | None, settings: Settings) -> str:
 
 def write_failures(ledger: Ledger, source: Source, paths: JobPaths) -> None:
     """Bring the failures file in step with the ledger, in one rename; no failures, no file."""
-    try:
+    with writing(paths.failures):
         _replace_failures(ledger, source, paths)
-    except OSError as error:
-        raise full_disk(paths.failures, error) from error
 
 
 def _replace_failures(ledger: Ledger, source: Source, paths: JobPaths) -> None:

@@ -190,9 +190,3 @@ class Results:
 
     def close(self) -> None:
         os.close(self.fd)
-
-
-def full_disk(path: Path, error: OSError) -> DiskProblem:
-    """The output cannot be written: in words."""
-    remedy = "free some space or mend the disk, then run the same command"
-    return DiskProblem(f"`{path}` cannot be written ({os.strerror(error.errno or 0)}); stopped", remedy=remedy)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchrun.errors import DiskProblem, InputProblem
-from batchrun.storage.results import BLOCK_BYTES, Results, full_disk, lines_of, write_at
+from batchrun.storage.results import BLOCK_BYTES, Results, lines_of, write_at, writing
 
 LINES = [b'{"line":1}\n', '{"line":2,"text":"да"}\n'.encode(), b"\n", b'{"line":4,"text":"' + b"x" * 5000 + b'"}\n']
 WHOLE = b"".join(LINES)
@@ -119,8 +119,9 @@ def test_a_new_output_and_its_name_are_synced_together(path: Path, monkeypatch: 
 
 
 def test_a_full_disk_is_told_in_words_with_the_remedy(path: Path) -> None:
-    problem = full_disk(path, OSError(errno.ENOSPC, "No space left on device"))
-    assert isinstance(problem, DiskProblem)
+    with pytest.raises(DiskProblem) as raised, writing(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    problem = raised.value
     assert "No space left on device" in problem.cause
     assert "free some space" in problem.remedy
     assert problem.exit_code == 74
