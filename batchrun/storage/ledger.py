@@ -9,7 +9,7 @@ import sqlite3
 import stat
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, astuple, dataclass
 from importlib import resources
@@ -38,12 +38,7 @@ def _sql(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _named_queries() -> dict[str, str]:
-    parts = re.split(r"^-- name: (\w+)\n", _sql("queries.sql"), flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
-
-
-QUERIES: Mapping[str, str] = _named_queries()
+QUERIES = dict(re.findall(r"^-- name: (\w+)\n(.*?;)$", _sql("queries.sql"), flags=re.MULTILINE | re.DOTALL))
 
 
 class StateConflict(Exception):
@@ -153,6 +148,10 @@ def _failure(raw: dict[str, Any]) -> Failure:
     return Failure(**{**raw, "usage": Usage(**raw["usage"])})
 
 
+def _columns_of(settings: Settings) -> dict[str, Any]:
+    return {"settings": json.dumps(asdict(settings)), "settings_digest": settings.digest()}
+
+
 def _dump(failure: Failure | None) -> str | None:
     return None if failure is None else json.dumps(asdict(failure))
 
@@ -180,7 +179,7 @@ class Ledger:
             remedy = f"batchrun needs {'.'.join(map(str, OLDEST_SQLITE))} or newer"
             raise UsageProblem(f"SQLite {sqlite3.sqlite_version} is too old", remedy=remedy)
         with cls._opening(path, str(path)) as ledger:
-            mode = ledger.connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            mode = ledger._pragma("journal_mode = WAL")
             for setting in ("synchronous = FULL", "fullfsync = ON", "wal_autocheckpoint = 4000"):
                 ledger.connection.execute(f"PRAGMA {setting}")
             if mode != "wal":  # SQLite says nothing when it cannot, and its other mode syncs too little
@@ -225,7 +224,7 @@ class Ledger:
             raise
 
     def _check_schema(self) -> None:
-        version = self.connection.execute("PRAGMA user_version").fetchone()[0]
+        version = self._pragma("user_version")
         if version > SCHEMA_VERSION:
             remedy = "use that version, or another -o"
             raise InputProblem(f"`{self.path}` was written by a newer batchrun", remedy=remedy)
@@ -239,38 +238,31 @@ class Ledger:
 
     def exists(self) -> bool:
         """Whether ``create`` has been committed."""
-        with self._translated():
-            return bool(self.connection.execute("PRAGMA user_version").fetchone()[0])
+        return bool(self._pragma("user_version"))
 
     def create(self, *, job_id: str, input_path: str, settings: Settings, now: float) -> None:
         """Make the tables and the job's row, in one transaction."""
         with self.transaction():
             for statement in _sql("schema.sql").split(";\n\n"):
                 self.connection.execute(statement)
-            self.execute(
-                "create_job",
-                job_id=job_id,
-                now=now,
-                input_path=input_path,
-                settings=json.dumps(asdict(settings)),
-                settings_digest=settings.digest(),
-            )
+            self.execute("create_job", job_id=job_id, now=now, input_path=input_path, **_columns_of(settings))
             self.connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def check(self, pragma: str = "quick_check") -> None:
         """Raise DiskProblem if SQLite finds the file damaged."""
-        with self._translated():
-            verdict = self.connection.execute(f"PRAGMA {pragma}(1)").fetchone()[0]
-        if verdict != "ok":
+        if self._pragma(f"{pragma}(1)") != "ok":
             raise self._damaged()
 
     def checkpoint(self) -> None:
         """Write every page of the log into the ledger anew and empty the log."""
-        with self._translated():
-            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._pragma("wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         self.connection.close()
+
+    def _pragma(self, words: str) -> Any:
+        with self._translated():
+            return self.connection.execute(f"PRAGMA {words}").fetchone()[0]
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -343,7 +335,7 @@ class Ledger:
         self.connection.execute(f"UPDATE job SET {changes}", columns)
 
     def save_settings(self, settings: Settings) -> None:
-        self.save(settings=json.dumps(asdict(settings)), settings_digest=settings.digest())
+        self.save(**_columns_of(settings))
 
     def save_low_water(self, line: int, offset: int) -> None:
         """Every line before this one has a row."""
@@ -403,17 +395,13 @@ class Ledger:
 
         False, and the record HELD, where another record, or an earlier sending of this one, has the operation already.
         """
-        new = {raw[0] for raw in self.fetch("insert_operations", batch=orjson.dumps(accepted).decode())}
-        is_new = []
-        for _, operation_id, _ in accepted:
-            is_new.append(operation_id in new)
-            new.discard(operation_id)  # the first of a batch has it
-        self._change_each("record_operations", [each for each, ours in zip(accepted, is_new, strict=True) if ours])
-        for (seq, _, now), ours in zip(accepted, is_new, strict=True):
-            if not ours:
+        new = {seq for (seq,) in self.fetch("insert_operations", batch=orjson.dumps(accepted).decode())}
+        self._change_each("record_operations", [each for each in accepted if each[0] in new])
+        for seq, _, now in accepted:
+            if seq not in new:
                 failure = Failure("held", "the service gave it the operation of another record")
                 self.move(seq, State.INTENT, Move(State.HELD, failure=failure), now)
-        return is_new
+        return [seq in new for seq, _, _ in accepted]
 
     def record_operation(self, seq: int, operation_id: str, now: float) -> bool:
         """The same for one."""

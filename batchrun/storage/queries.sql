@@ -69,13 +69,13 @@ UPDATE record
    AND state = 'intent';
 
 -- name: insert_operations
--- One ID twice would mean one answer for two records: only the IDs that are new come back.
+-- One ID twice would mean one answer for two records: only the records whose ID is new come back.
 INSERT INTO operation (seq, operation_id, accepted_at)
 SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]')
   FROM json_each(:batch)
  WHERE true
 ON CONFLICT DO NOTHING
-RETURNING operation_id;
+RETURNING seq;
 
 -- name: move
 -- Any move that is not an acceptance and not a written result: of one record, or of all in a state.
