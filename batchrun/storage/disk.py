@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from batchrun.errors import DiskProblem
 from batchrun.stop import Stop
@@ -32,19 +33,15 @@ class Disk:
         while True:
             self.free_bytes = self._look()
             if self.free_bytes < MUST_BE_FREE_BYTES or (not self.has_room and nothing_open()):
-                stop.request(
-                    DiskProblem(
-                        f"only {self.free_bytes >> 20} MiB are free for {self._paths.output} and its ledger; stopped",
-                        remedy="free some space and run the same command",
-                    )
-                )
+                cause = f"only {self.free_bytes >> 20} MiB are free for {self._paths.output} and its ledger; stopped"
+                stop.request(DiskProblem(cause, remedy="free some space and run the same command"))
             await asyncio.sleep(LOOK_EVERY_S)
 
     def _look(self) -> int:
-        return min(_free_bytes(str(self._paths.ledger)), _free_bytes(str(self._paths.output)))
+        return min(_free_bytes(self._paths.ledger), _free_bytes(self._paths.output))
 
 
-def _free_bytes(path: str) -> int:
+def _free_bytes(path: Path) -> int:
     """Bytes an ordinary user may still write where this path is.
 
     Raises:
@@ -53,7 +50,6 @@ def _free_bytes(path: str) -> int:
     try:
         found = os.statvfs(path)
     except OSError as error:
-        raise DiskProblem(
-            f"{path} is gone ({os.strerror(error.errno or 0)})", remedy="put it back, then run again"
-        ) from error
+        reason = os.strerror(error.errno or 0)
+        raise DiskProblem(f"{path} is gone ({reason})", remedy="put it back, then run again") from error
     return found.f_bavail * found.f_frsize

@@ -276,7 +276,5 @@ def file_system_of(path: Path) -> str:
 
 
 def _cannot(path: Path, error: OSError) -> DiskProblem:
-    return DiskProblem(
-        f"`{path}` cannot be made ({os.strerror(error.errno or 0)})",
-        remedy="choose another place with -o or --state-dir",
-    )
+    reason = os.strerror(error.errno or 0)
+    return DiskProblem(f"`{path}` cannot be made ({reason})", remedy="choose another place with -o or --state-dir")
