@@ -55,11 +55,8 @@ class Redactor:
         return text.encode()[:MAX_TEXT_BYTES].decode(errors="ignore")
 
 
-redact = Redactor()
-"""For text met before the secrets are known: shapes only."""
-
-
 ECHO_LENGTH = 12
+_JSON_TEXT = re.compile(r'"(?:[^"\\]|\\.)*+"')
 
 
 def without_echo(message: str, request: str) -> str:
@@ -67,19 +64,8 @@ def without_echo(message: str, request: str) -> str:
 
     ``request`` is JSON; its texts are looked for as they are written there and as they are read.
     """
-    sent = request + "\n" + "\n".join(_texts(request))
+    sent = request
+    with suppress(ValueError):
+        sent += "\n" + "\n".join(json.loads(text) for text in _JSON_TEXT.findall(request))
     quotes = (message[at : at + ECHO_LENGTH] for at in range(len(message) - ECHO_LENGTH + 1))
     return "the service's message quotes the request" if any(quote in sent for quote in quotes) else message
-
-
-def _texts(request: str) -> list[str]:
-    texts: list[str] = []
-    with suppress(ValueError, RecursionError):
-        waiting = [json.loads(request)]
-        while waiting:
-            found = waiting.pop()
-            if isinstance(found, str):
-                texts.append(found)
-            elif isinstance(found, dict | list):
-                waiting += found.values() if isinstance(found, dict) else found
-    return texts
