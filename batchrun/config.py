@@ -12,7 +12,7 @@ from batchrun.storage.jobdir import JobPaths
 
 DEFAULT_MODEL = "yandexgpt/latest"
 MODELS = {"yandex": DEFAULT_MODEL, "yandex-instruct": "general", "emulator": DEFAULT_MODEL}  # when none is named
-DEFAULT_RPS = 9.0  # the quota is 10 a second and 5,000 an hour: room for the clock of the other side
+DEFAULT_RPS: float = 9  # the quota is 10 a second and 5,000 an hour: room for the clock of the other side
 DEFAULT_RPH = 4970
 DEFAULT_READ_RPS = 40.0
 READS_PER_SUBMIT = 4.4

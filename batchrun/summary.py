@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from batchrun.errors import DECISION, BatchrunError
@@ -121,12 +122,18 @@ def names_of(summary: Summary) -> str:
     return ", ".join(names) + (f" and {more:,} more" if more > 0 else "")
 
 
-def age(at: float | None) -> str:
-    """How long ago, in the largest fitting unit."""
-    if at is None:
-        return "never"
-    seconds = max(0.0, time.time() - at)
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
+def retry_of_doubtful(summary: Summary, output: Path) -> str | None:
+    """What a person can do about records that nobody knows of, if there are any."""
+    for state in (State.HELD, State.EXPIRED):
+        if summary.counts[state]:
+            return f"batchrun retry {quote(str(output))} --only {state} sends them again, and may pay for them twice"
+    return None
+
+
+def duration(seconds: float) -> str:
+    """In the two largest fitting units."""
+    whole = round(max(0.0, seconds))
+    for size, unit, rest, smaller in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // rest} {smaller}"
+    return f"{whole} s"

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from io import TextIOWrapper
-from pathlib import Path
 
 import click
 
@@ -37,8 +36,6 @@ VERBS = {
     },
 }
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
-PATH = click.Path(path_type=Path, readable=False)  # whoever opens it says what is wrong
-SETTINGS = CONTEXT | {"auto_envvar_prefix": "BATCHRUN"}
 
 
 class Verbs(click.Group):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from batchrun.cli import SETTINGS
-from batchrun.cli.preview import show
+from batchrun.cli.options import SETTINGS
+from batchrun.cli.preview import preview
+from batchrun.cli.report import print_lines
 from batchrun.cli.run import run
 from batchrun.config import DEFAULT_MODEL, JobConfig
 from batchrun.inputs import Shape
@@ -36,4 +37,4 @@ def check(
     provider = "yandex-instruct" if format == Shape.INSTRUCT else "yandex"
     settings = Settings(provider, DEFAULT_MODEL, format=format, prompt_column=prompt_column, template=text)
     config = JobConfig(input, JobPaths.of(Path(os.devnull)), settings, limit, strict)
-    show(config, is_job=False)
+    print_lines(preview(config, is_job=False))

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from batchrun import emulator as server
-from batchrun.cli import CONTEXT, PATH
+from batchrun.cli import CONTEXT
+from batchrun.cli.options import PATH
 from batchrun.errors import UsageProblem
 
 

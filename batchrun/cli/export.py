@@ -11,23 +11,20 @@ import click
 
 from batchrun.check import Source, reading_of
 from batchrun.cli import CONTEXT
+from batchrun.cli.options import OUTPUT, PATH, STATE_DIR
 from batchrun.cli.report import say
-from batchrun.cli.status import STATE_DIR, file_read, open_job, settings_of, unreadable
+from batchrun.cli.status import file_read, open_job, reading, settings_of
 from batchrun.errors import UsageProblem
 from batchrun.export import FORMATS, Export, write_file
-from batchrun.storage.jobdir import JobPaths, is_locked
+from batchrun.storage.jobdir import JobPaths
 from batchrun.verify import open_plain
 
 
-@click.command(context_settings=CONTEXT)
-@click.argument("output", type=click.Path(path_type=Path))
+@click.command(context_settings=CONTEXT, params=[OUTPUT, STATE_DIR])
 @click.option("--format", "shape", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True)
 @click.option("--order", type=click.Choice(["input", "finish"]), default="input", show_default=True)
 @click.option("--with-errors", is_flag=True, help="failed, held and expired records too")
-@click.option(
-    "-o", "target", metavar="FILE", type=click.Path(path_type=Path), required=True, help="new file; - is stdout"
-)
-@STATE_DIR
+@click.option("-o", "target", metavar="FILE", type=PATH, required=True, help="new file; - is stdout")
 def export(output: Path, shape: str, order: str, with_errors: bool, target: Path, state_dir: Path | None) -> None:
     """Take the answers of OUTPUT away, in the order of the input and in the format you need.
 
@@ -43,15 +40,11 @@ def export(output: Path, shape: str, order: str, with_errors: bool, target: Path
         raise UsageProblem("yandex-dataset has no place for failures", remedy="leave out --with-errors")
     paths = JobPaths.of(output, state_dir)
     with ExitStack() as opened:
-        ledger = opened.enter_context(closing(open_job(paths)))
-        if is_locked(paths):
-            raise UsageProblem(f"{output} is being written by a run", remedy="export when it has ended")
+        ledger = opened.enter_context(closing(open_job(paths, at_rest_to="export")))
         source = file_read(ledger, paths)
         needed = [output, source] if with_errors or shape == "yandex-dataset" else [output]
-        try:
+        with reading():
             fds = [opened.enter_context(os.fdopen(open_plain(path))).fileno() for path in needed]
-        except OSError as error:
-            raise unreadable(error) from error
         settings = settings_of(ledger)
         read = Source(source, fds[-1], 0, None, None, reading=reading_of(settings, fds[-1], os.fstat(fds[-1]).st_size))
         answers = Export(ledger, output, fds[0], read, settings, shape, with_errors)

@@ -8,36 +8,25 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import Any
 
-import click
-
 from batchrun.check import Source, is_record, read_lines
-from batchrun.cli.report import duration
 from batchrun.config import JobConfig
 from batchrun.intake import open_input, settle_input
 from batchrun.lines import BadLine
-from batchrun.log import redact
 from batchrun.pacing import HOUR_S
 from batchrun.record import Prompt, State, after_crash
 from batchrun.recovery import refuse_foreign_file, settle_settings
 from batchrun.storage.ledger import Ledger
-from batchrun.summary import headline, summarize
+from batchrun.summary import duration, headline, summarize
 
 CHARACTERS_PER_TOKEN = 3
 
 
-def show(config: JobConfig, *, is_job: bool) -> None:
-    """Print what a run would find.
+def preview(config: JobConfig, *, is_job: bool) -> Iterator[str]:
+    """A run up to its first POST, with a copy of its ledger. ``is_job``: and what would follow.
 
     Raises:
         BatchrunError: it would refuse.
     """
-    with suppress(BrokenPipeError):  # whoever reads may have seen enough
-        for line in preview(config, is_job=is_job):
-            click.echo(redact(line))
-
-
-def preview(config: JobConfig, *, is_job: bool) -> Iterator[str]:
-    """A run up to its first POST, with a copy of its ledger. ``is_job``: and what would follow."""
     now = time.time()
     fd = open_input(config.input, config.paths)
     known = config.paths.ledger if is_job and not config.new_run else None

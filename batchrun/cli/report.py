@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterable
 from datetime import datetime
 
 import click
@@ -22,6 +23,13 @@ def say(text: str) -> None:
     """One line on stderr; a terminal that has gone away is no reason to fail."""
     with contextlib.suppress(OSError):
         click.echo(text, err=True)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Data on stdout. Whoever reads may have seen enough; the exit code stays."""
+    with contextlib.suppress(BrokenPipeError):
+        for line in lines:
+            click.echo(redact(line))
 
 
 def report_problem(problem: BatchrunError) -> int:
@@ -58,11 +66,3 @@ def report_bug(bug: Exception) -> int:
         say(f"error: this is a bug in batchrun ({type(bug).__name__}), and there is no room here for its details")
         say("  run again with --log-file in another folder; what a run had reached is safe")
     return BUG
-
-
-def duration(seconds: float) -> str:
-    """In the two largest fitting units."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

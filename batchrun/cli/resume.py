@@ -10,12 +10,14 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
-from batchrun.cli import PATH, SETTINGS, exit_code_of
-from batchrun.cli.run import config_of, of_every_start, run, run_job, say_unwell, start_log
-from batchrun.cli.status import STATE_DIR, input_of, open_job, settings_of
+from batchrun.cli import exit_code_of
+from batchrun.cli.options import END, PATH, SCREEN, SETTINGS, STATE_DIR
+from batchrun.cli.run import config_of, run, run_job, say_unwell, start_log
+from batchrun.cli.status import input_of, open_job, settings_of
 from batchrun.config import REMEMBERED, JobConfig
 from batchrun.errors import BUG, CREDENTIALS, DECISION, DISK, INPUT, RUN_AGAIN, USAGE, UsageProblem
 from batchrun.providers.http import check_endpoint, is_loopback
@@ -24,15 +26,13 @@ from batchrun.storage.jobdir import AlreadyRunning, JobPaths, is_locked, read_ho
 from batchrun.storage.ledger import Ledger
 from batchrun.summary import summarize
 
+PATHS = click.Argument(["paths"], type=PATH, nargs=-1, required=True, metavar="PATH...")
 SIGNALLED = (143, 130, 129)
 SERIOUS = (BUG, DISK, CREDENTIALS, USAGE, INPUT, RUN_AGAIN, *SIGNALLED, DECISION, 1, 0)
 """The exit codes of several jobs: the first of them stands."""
 
 
-@click.command(context_settings=SETTINGS)
-@click.argument("paths", type=PATH, nargs=-1, required=True, metavar="PATH...")
-@STATE_DIR
-@of_every_start
+@click.command(context_settings=SETTINGS, params=[PATHS, STATE_DIR, *END, *SCREEN])
 def resume(
     paths: tuple[Path, ...],
     state_dir: Path | None,
@@ -62,15 +62,15 @@ def resume(
             """Let the job wait for its turn if it has anything to do; else its code, if anybody must know."""
             if is_locked(job):
                 raise AlreadyRunning(job.output, read_holder(job))
+            others = tuple(other.ledger for other, _ in jobs if other != job)
             with closing(open_job(job)) as ledger:
                 summary, last = summarize(ledger), ledger.last_run()
                 was_cut = last is not None and last.ended_at is None  # its failures may not be told yet
                 is_over = (summary.is_finished() and not was_cut) or (collect_only and not summary.counts[State.OPEN])
                 if is_named or not is_over:
-                    config = config_of_job(ledger, job, log_file)
+                    of_this_run = {"deadline": deadline, "collect_only": collect_only, "beside": others}
+                    config = config_of_job(ledger, job, log_file, **of_this_run)
                     if is_named or was_cut or not summary.is_finished(config.limit):
-                        others = tuple(other.ledger for other, _ in jobs if other != job)
-                        config = replace(config, deadline=deadline, collect_only=collect_only, beside=others)
                         waiting.append((summary.oldest_open_at or math.inf, config))
                         return 0
             if summary.job_exit_code() != DECISION:
@@ -100,8 +100,10 @@ def jobs_of(paths: tuple[Path, ...], state_dir: Path | None) -> list[tuple[JobPa
     return list({job.state.resolve(): (job, is_named) for job, is_named in (*below, *named)}.values())
 
 
-def config_of_job(ledger: Ledger, paths: JobPaths, log_file: Path | None = None) -> JobConfig:
+def config_of_job(ledger: Ledger, paths: JobPaths, log_file: Path | None = None, **of_this_run: Any) -> JobConfig:
     """How the job was started last, held to the rules for options. The environment has no say in it.
+
+    ``of_this_run``: what no job keeps.
 
     Raises:
         UsageProblem: it was killed before its first start was complete, or its endpoint needs somebody's word.
@@ -120,4 +122,5 @@ def config_of_job(ledger: Ledger, paths: JobPaths, log_file: Path | None = None)
     input_path = os.devnull if ledger.job().input_source == "-" else str(input_of(ledger, paths))
     config = config_of(run.make_context("run", [*words, "--", input_path], auto_envvar_prefix=None).params)
     # an endpoint that is no longer the one of the settings is refused as any other change is
-    return replace(config, settings=replace(settings, on_this_machine=config.settings.on_this_machine))
+    settings = replace(settings, on_this_machine=config.settings.on_this_machine)
+    return replace(config, settings=settings, **of_this_run)

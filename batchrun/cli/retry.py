@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from batchrun.cli import PATH, SETTINGS
+from batchrun.cli.options import OUTPUT, SETTINGS, STATE_DIR, by_hand
 from batchrun.cli.resume import config_of_job
 from batchrun.cli.run import run_job
-from batchrun.cli.status import STATE_DIR, open_job
+from batchrun.cli.status import open_job
 from batchrun.errors import UsageProblem
 from batchrun.storage.jobdir import JobPaths
 
@@ -21,16 +20,10 @@ KINDS = (
 )
 
 
-@click.command(context_settings=SETTINGS)
-@click.argument("output", type=PATH)
-@click.option(
-    "--only",
-    type=click.Choice(KINDS),
-    metavar="KIND",
-    allow_from_autoenv=False,
-    help="all of this kind: held, expired, or any kind of failure",
-)
-@STATE_DIR
+ONLY = by_hand("--only KIND", "all of this kind: held, expired, or any kind of failure", click.Choice(KINDS))
+
+
+@click.command(context_settings=SETTINGS, params=[OUTPUT, ONLY, STATE_DIR])
 def retry(output: Path, only: str | None, state_dir: Path | None) -> int:
     """Send failed records of the job of OUTPUT again: those whose error says that it may help.
 
@@ -46,5 +39,5 @@ def retry(output: Path, only: str | None, state_dir: Path | None) -> int:
         raise UsageProblem("a bad line cannot be sent", remedy="mend the line in the input; the same command sends it")
     paths = JobPaths.of(output, state_dir)
     with closing(open_job(paths)) as ledger:
-        config = config_of_job(ledger, paths)
-    return run_job(replace(config, retry=only or ""), quiet=False)
+        config = config_of_job(ledger, paths, retry=only or "")
+    return run_job(config)

@@ -18,49 +18,41 @@ REFRESH_S = 0.2
 ENDED = (State.DONE, State.FAILED, State.HELD, State.EXPIRED)
 
 
-def show(config: JobConfig) -> job.Screen:
-    """A screen for this job."""
+async def show(config: JobConfig, progress: job.Progress) -> None:
+    """The screen of this job, until it is cancelled."""
+    console = Console(stderr=True)
+    begun, output = progress.begun, config.paths.output
+    width = 32 if console.width >= 90 else 10  # the right-hand columns go first
+    columns = (TextColumn("{task.description:>9}"), BarColumn(width), MofNCompleteColumn(), TaskProgressColumn())
+    note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+    bars = Progress(*columns, note, console=console, auto_refresh=False, speed_estimate_period=10)
+    submitted = bars.add_task("submitted", total=begun.total, note="")
+    finished = bars.add_task("finished", total=begun.total, note="")
+    warned = False
 
-    async def screen(progress: job.Progress) -> None:
-        console = Console(stderr=True)
-        names = f"{config.input} → {config.paths.output}"
-        width = 32 if console.width >= 90 else 10  # the right-hand columns go first
-        columns = (TextColumn("{task.description:>9}"), BarColumn(width), MofNCompleteColumn(), TaskProgressColumn())
-        note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
-        bars = Progress(*columns, note, console=console, auto_refresh=False, speed_estimate_period=10)
-        total, begun = progress.begun.total, progress.begun
+    def draw(limit: str) -> None:
+        done = _ended(progress)
+        bars.update(submitted, completed=done + len(progress.tracker), note=limit)
+        bars.update(finished, completed=done, note=_state(progress, bars.tasks[finished].speed or 0.0))
+
+    with suppress(OSError):  # a terminal that goes away does not stop the run
+        head = (
+            f"batchrun  {config.input} → {output}  {config.settings.model}\n{output}: {begun.counts[State.OPEN]:,} open"
+        )
         to_send = "" if begun.unsent is None or config.collect_only else f", {begun.unsent:,} to send"
-        submitted = bars.add_task("submitted", total=total, note="")
-        finished = bars.add_task("finished", total=total, note="")
-
-        warned = False
-
-        def draw(limit: str) -> None:
-            done = _ended(progress)
-            bars.update(submitted, completed=done + len(progress.tracker), note=limit)
-            bars.update(finished, completed=done, note=_state(progress, bars.tasks[finished].speed or 0.0))
-
-        with suppress(OSError):  # a terminal that goes away does not stop the run
-            head = (
-                f"batchrun  {names}  {config.settings.model}\n{config.paths.output}: {begun.counts[State.OPEN]:,} open"
-            )
-            console.print(head + to_send, highlight=False, markup=False, soft_wrap=True)
-        with suppress(OSError), bars:
-            try:
-                while True:
-                    draw(_limit(progress))
-                    if progress.tracker.lapse_from is not None and not warned:
-                        warned = True
-                        when = datetime.fromtimestamp(progress.tracker.lapse_from)
-                        console.print(
-                            f"open answers lapse from {when:%d %b %H:%M}; let this run go on", highlight=False
-                        )
-                    bars.refresh()
-                    await asyncio.sleep(REFRESH_S)
-            finally:
-                draw("")
-
-    return screen
+        console.print(head + to_send, highlight=False, markup=False, soft_wrap=True)
+    with suppress(OSError), bars:
+        try:
+            while True:
+                draw(_limit(progress))
+                if progress.tracker.lapse_from is not None and not warned:
+                    warned = True
+                    when = datetime.fromtimestamp(progress.tracker.lapse_from)
+                    console.print(f"open answers lapse from {when:%d %b %H:%M}; let this run go on", highlight=False)
+                bars.refresh()
+                await asyncio.sleep(REFRESH_S)
+        finally:
+            draw("")
 
 
 def _ended(progress: job.Progress) -> int:

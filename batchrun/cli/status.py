@@ -6,30 +6,29 @@ import json
 import os
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 
 import click
 
-from batchrun.cli import PATH, SETTINGS
-from batchrun.errors import BUG, CREDENTIALS, DISK, INPUT, USAGE, DiskProblem, UsageProblem
-from batchrun.log import redact
+from batchrun import errors
+from batchrun.cli.options import OUTPUT, SETTINGS, STATE_DIR
+from batchrun.cli.report import print_lines
+from batchrun.errors import DiskProblem, UsageProblem
 from batchrun.providers.yandex import Yandex
 from batchrun.record import Settings, State
 from batchrun.storage.jobdir import JobPaths, is_locked
 from batchrun.storage.ledger import Ledger, Run
-from batchrun.summary import Summary, age, names_of, summarize
+from batchrun.summary import Summary, duration, names_of, retry_of_doubtful, summarize
+from batchrun.template import compiled
 
-STATE_DIR = click.option(
-    "--state-dir", type=PATH, metavar="DIR", help="where the job's ledger is, if not beside OUTPUT"
-)
-MUST_BE_MENDED = frozenset({USAGE, INPUT, CREDENTIALS, BUG, DISK})
+MUST_BE_MENDED = frozenset({errors.USAGE, errors.INPUT, errors.CREDENTIALS, errors.BUG, errors.DISK})
 
 
-@click.command(context_settings=SETTINGS)
-@click.argument("output", type=PATH)
-@STATE_DIR
+@click.command(context_settings=SETTINGS, params=[OUTPUT, STATE_DIR])
 def status(output: Path, state_dir: Path | None) -> None:
     """Say how far the job of OUTPUT is, what is wrong, and what to do next.
 
@@ -38,27 +37,37 @@ def status(output: Path, state_dir: Path | None) -> None:
       batchrun status answers.jsonl
     """
     paths = JobPaths.of(output, state_dir)
-    ledger = open_job(paths)
-    for line in describe(ledger, paths):
-        click.echo(redact(line))
-    ledger.close()
+    with closing(open_job(paths)) as ledger:
+        print_lines(describe(ledger, paths))
 
 
-def open_job(paths: JobPaths) -> Ledger:
-    """The job's ledger, for reading.
+def open_job(paths: JobPaths, at_rest_to: str = "") -> Ledger:
+    """The job's ledger, for reading. ``at_rest_to``: what is done with the job, for which no run may be at work.
 
     Raises:
-        UsageProblem: there is no such job.
+        UsageProblem: there is no such job, or it does not rest.
     """
     if not paths.ledger.exists():
         raise UsageProblem(
             f"{paths.output} has no job ({paths.state} is not there)",
             remedy="name the file given with -o, and --state-dir if the run had one",
         )
+    if at_rest_to and is_locked(paths):
+        raise UsageProblem(f"{paths.output} is being written by a run", remedy=f"{at_rest_to} when it has ended")
     ledger = Ledger.read_only(paths.ledger)
     if not ledger.exists():
         raise UsageProblem(f"the job of {paths.output} has not begun", remedy="run it first")
     return ledger
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Raise UsageProblem for a file of the job that is not as it should be."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "put it back; a run with --rebuild-output fetches an output again"
+        raise UsageProblem(f"{error.filename} cannot be read ({error.strerror})", remedy=remedy) from error
 
 
 def input_of(ledger: Ledger, paths: JobPaths) -> Path:
@@ -72,12 +81,6 @@ def file_read(ledger: Ledger, paths: JobPaths) -> Path:
     return input_of(ledger, paths) if ledger.job().input_source is None else paths.spool
 
 
-def unreadable(error: OSError) -> UsageProblem:
-    """A file of the job is not as it should be."""
-    remedy = "put it back; a run with --rebuild-output fetches an output again"
-    return UsageProblem(f"{error.filename} cannot be read ({error.strerror})", remedy=remedy)
-
-
 def settings_of(ledger: Ledger) -> Settings:
     """What the job's requests were made with."""
     given = json.loads(ledger.job().settings)
@@ -88,8 +91,6 @@ def settings_of(ledger: Ledger) -> Settings:
         if not all(isinstance(each, str) for each in texts) or not all(isinstance(each, str | None) for each in maybe):
             raise TypeError("no settings")
         if settings.template is not None:
-            from batchrun.template import compiled
-
             compiled(settings.template)
     except Exception as error:  # whatever it is that Jinja finds wrong: it was right when it was written
         remedy = "--new-run begins anew and pays again"
@@ -97,15 +98,15 @@ def settings_of(ledger: Ledger) -> Settings:
     return settings
 
 
-def describe(ledger: Ledger, paths: JobPaths) -> list[str]:
+def describe(ledger: Ledger, paths: JobPaths) -> Iterator[str]:
     """The screen of ``status``."""
     job, summary, last = ledger.job(), summarize(ledger), ledger.last_run()
-    counts = summary.counts
-    running = is_locked(paths)
+    counts, running = summary.counts, is_locked(paths)
     how = "running" if running else "killed, or the machine stopped" if last else "never ran"
     if not running and last is not None and last.ended_at is not None:
         how = f"ended {datetime.fromtimestamp(last.ended_at):%d %b %H:%M} with exit {last.exit_code}"
-    rows = [
+    yield f"{paths.output}   {how}   {settings_of(ledger).model}   job {job.job_id}"
+    for name, count, note in (
         ("written", counts[State.DONE], ""),
         ("failed", counts[State.FAILED], " · ".join(f"{kind} {n:,}" for kind, n, _ in summary.failed_kinds)),
         ("held", counts[State.HELD], "nobody can know whether they were accepted; a person decides"),
@@ -114,41 +115,31 @@ def describe(ledger: Ledger, paths: JobPaths) -> list[str]:
         ("open", counts[State.OPEN], _open_until(summary)),
         ("not sent", summary.unsent, ""),
         ("total", summary.total, ""),
-    ]
-    lines = [f"{paths.output}   {how}   {settings_of(ledger).model}   job {job.job_id}"]
-    for name, count, note in rows:
+    ):
         if count is None:
-            lines.append(f"  {name:<8}   unknown   the input was not read to its end")
+            yield f"  {name:<8}   unknown   the input was not read to its end"
         elif count or name in ("written", "failed", "not sent", "total"):
-            lines.append(f"  {name:<8} {count:>9,}   {note}".rstrip())
+            yield f"  {name:<8} {count:>9,}   {note}".rstrip()
     doubt = f": {names_of(summary)}" if summary.maybe_paid else ""
     if counts[State.INTENT] and not running:
         doubt += f", and the {counts[State.INTENT]:,} without a reply"
-    lines.append(f"  possibly paid twice: {summary.maybe_paid:,}{doubt}")
+    yield f"  possibly paid twice: {summary.maybe_paid:,}{doubt}"
     if last is not None and last.cause and not running:
-        lines.append(f"  last said: {last.cause}")
-    again = f"batchrun resume {shlex.quote(str(paths.output))}"
-    if paths.state != JobPaths.of(paths.output).state:
-        again += f" --state-dir {shlex.quote(str(paths.state))}"
-    if job.options == "{}":
-        again = "the same command again"
-    lines.append(f"  next: {_next(summary, last, again, paths, running=running)}")
-    return lines
+        yield f"  last said: {last.cause}"
+    yield f"  next: {'wait; it is at work' if running else _next(summary, last, job.options, paths)}"
 
 
 def _open_until(summary: Summary) -> str:
-    oldest = summary.oldest_open_at
+    oldest, now = summary.oldest_open_at, time.time()
     if oldest is None:
         return ""
     until = oldest + Yandex.retention_s
-    safe = "answers safe until" if until > time.time() else "answers lapse since"
-    return f"oldest {age(oldest)} · {safe} {datetime.fromtimestamp(until):%d %b %H:%M}"
+    safe = "answers safe until" if until > now else "answers lapse since"
+    return f"oldest {duration(now - oldest)} · {safe} {datetime.fromtimestamp(until):%d %b %H:%M}"
 
 
-def _next(summary: Summary, last: Run | None, again: str, paths: JobPaths, *, running: bool) -> str:
-    counts = summary.counts
-    if running:
-        return "wait; it is at work"
+def _next(summary: Summary, last: Run | None, options: str, paths: JobPaths) -> str:
+    counts, output = summary.counts, shlex.quote(str(paths.output))
     if last is not None and last.exit_code in MUST_BE_MENDED and last.remedy:
         return last.remedy
     if not paths.output.exists() and counts[State.DONE]:
@@ -156,13 +147,13 @@ def _next(summary: Summary, last: Run | None, again: str, paths: JobPaths, *, ru
     if summary.unsent is None:
         return "the same command without --limit sends the rest"
     if summary.unsent or counts[State.OPEN] or counts[State.INTENT]:
-        return again
-    if counts[State.HELD] or counts[State.EXPIRED]:
-        only = State.HELD if counts[State.HELD] else State.EXPIRED
-        return (
-            f"decide: batchrun retry {shlex.quote(str(paths.output))} --only {only} sends them again, and may pay twice"
-        )
+        if options == "{}":
+            return "the same command again"
+        is_elsewhere = paths.state != JobPaths.of(paths.output).state
+        return f"batchrun resume {output}" + f" --state-dir {shlex.quote(str(paths.state))}" * is_elsewhere
+    if again := retry_of_doubtful(summary, paths.output):
+        return f"decide: {again}"
     if counts[State.FAILED]:
-        again = f"batchrun retry {shlex.quote(str(paths.output))}"
+        again = f"batchrun retry {output}"
         return f"look at {paths.failures}; the same command sends a mended line, {again} what may pass now"
     return "nothing, every record is written"

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing
 from pathlib import Path
 
 import click
 
 from batchrun import verify as proof
-from batchrun.cli import PATH, SETTINGS
-from batchrun.cli.status import STATE_DIR, file_read, open_job, unreadable
-from batchrun.errors import INPUT, UsageProblem
-from batchrun.log import redact
-from batchrun.storage.jobdir import JobPaths, is_locked
+from batchrun.cli.options import OUTPUT, SETTINGS, STATE_DIR
+from batchrun.cli.report import print_lines
+from batchrun.cli.status import file_read, open_job, reading
+from batchrun.errors import INPUT
+from batchrun.storage.jobdir import JobPaths
 from batchrun.summary import headline, summarize
 
 
-@click.command(context_settings=SETTINGS)
-@click.argument("output", type=PATH)
-@STATE_DIR
+@click.command(context_settings=SETTINGS, params=[OUTPUT, STATE_DIR])
 def verify(output: Path, state_dir: Path | None) -> int:
     """Read input, ledger and OUTPUT whole, and name everything in which they differ. Exit 3 if there is any.
 
@@ -28,17 +26,10 @@ def verify(output: Path, state_dir: Path | None) -> int:
       batchrun verify answers.jsonl
     """
     paths = JobPaths.of(output, state_dir)
-    ledger = open_job(paths)
-    if is_locked(paths):
-        raise UsageProblem(f"{output} is being written by a run", remedy="verify when it has ended")
-    try:
+    with closing(open_job(paths, at_rest_to="verify")) as ledger, reading():
         found = proof.verify(ledger, file_read(ledger, paths), output)
-    except OSError as error:
-        raise unreadable(error) from error
-    with suppress(BrokenPipeError):  # whoever reads may have seen enough; the exit code stays
-        for line in _report(found, headline(summarize(ledger))):
-            click.echo(redact(line))
-    ledger.close()
+        state = headline(summarize(ledger))
+    print_lines(_report(found, state))
     return INPUT if found.differences else 0
 
 

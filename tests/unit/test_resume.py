@@ -14,8 +14,9 @@ import click
 import pytest
 
 from batchrun import job
+from batchrun.cli.options import deadline, share
 from batchrun.cli.resume import SERIOUS, config_of_job
-from batchrun.cli.run import config_of, deadline, run, share
+from batchrun.cli.run import config_of, run
 from batchrun.config import REMEMBERED, JobConfig
 from batchrun.errors import DiskProblem, UsageProblem
 from batchrun.storage.jobdir import JobPaths

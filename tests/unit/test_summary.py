@@ -10,7 +10,7 @@ import pytest
 
 from batchrun.record import Move, State
 from batchrun.storage.ledger import Ledger
-from batchrun.summary import age, details, headline, names_of, summarize
+from batchrun.summary import details, duration, headline, names_of, summarize
 
 from .jobfiles import NOW, make_ledger, record_in
 
@@ -146,7 +146,7 @@ def test_a_job_in_order_needs_no_details(ledger: Ledger) -> None:
     assert details(summarize(ledger, 1)) == []
 
 
-def test_an_instant_is_told_in_its_largest_unit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.time", lambda: NOW)
-    told = [age(None), *(age(NOW - seconds) for seconds in (-5, 0, 59, 60, 3599, 3600, 86_399, 86_400, 9 * 86_400))]
-    assert told == ["never", "0 s", "0 s", "59 s", "1 min", "60 min", "1 h", "24 h", "1 d", "9 d"]
+def test_a_duration_is_told_in_its_two_largest_units() -> None:
+    told = [duration(seconds) for seconds in (-5, 0, 59.4, 59.6, 3599, 3600, 86_399, 86_400, 9 * 86_400 + 3600)]
+    shown = ["0 s", "0 s", "59 s", "1 min 0 s", "59 min 59 s", "1 h 0 min", "23 h 59 min", "1 d 0 h", "9 d 1 h"]
+    assert told == shown
