@@ -45,10 +45,8 @@ class Verbs(click.Group):
         return [name for group in VERBS.values() for name in group]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in self.list_commands(ctx):
-            return None
-        command = getattr(import_module(f"batchrun.cli.{name}"), name)
-        assert isinstance(command, click.Command)
+        known = name in self.list_commands(ctx)
+        command: click.Command | None = getattr(import_module(f"batchrun.cli.{name}"), name) if known else None
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

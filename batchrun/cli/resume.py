@@ -54,31 +54,30 @@ def resume(
     folder are left alone. Of several exit codes the most serious stands.
     """
     start_log(log_file, verbose=verbose)
-    codes, waiting = {0}, list[tuple[float, JobConfig]]()
+    waiting = list[tuple[float, JobConfig]]()
     jobs = jobs_of(paths, state_dir)
-    for paths_of_job, is_named in jobs:
 
-        def look(job: JobPaths = paths_of_job, is_named: bool = is_named) -> int:
-            """Let the job wait for its turn if it has anything to do; else its code, if anybody must know."""
-            if is_locked(job):
-                raise AlreadyRunning(job.output, read_holder(job))
-            others = tuple(other.ledger for other, _ in jobs if other != job)
-            with closing(open_job(job)) as ledger:
-                summary, last = summarize(ledger), ledger.last_run()
-                was_cut = last is not None and last.ended_at is None  # its failures may not be told yet
-                is_over = (summary.is_finished() and not was_cut) or (collect_only and not summary.counts[State.OPEN])
-                if is_named or not is_over:
-                    of_this_run = {"deadline": deadline, "collect_only": collect_only, "beside": others}
-                    config = config_of_job(ledger, job, log_file, **of_this_run)
-                    if is_named or was_cut or not summary.is_finished(config.limit):
-                        waiting.append((summary.oldest_open_at or math.inf, config))
-                        return 0
-            if summary.job_exit_code() != DECISION:
-                return 0
-            say_unwell(summary, job)
-            return DECISION
+    def look(job: JobPaths, is_named: bool) -> int:
+        """Let the job wait for its turn if it has anything to do; else its code, if anybody must know."""
+        if is_locked(job):
+            raise AlreadyRunning(job.output, read_holder(job))
+        with closing(open_job(job)) as ledger:
+            summary, last = summarize(ledger), ledger.last_run()
+            was_cut = last is not None and last.ended_at is None  # its failures may not be told yet
+            is_over = (summary.is_finished() and not was_cut) or (collect_only and not summary.counts[State.OPEN])
+            if is_named or not is_over:
+                others = tuple(other.ledger for other, _ in jobs if other != job)
+                this_run = {"deadline": deadline, "collect_only": collect_only, "beside": others}
+                config = config_of_job(ledger, job, log_file, **this_run)
+                if is_named or was_cut or not summary.is_finished(config.limit):
+                    waiting.append((summary.oldest_open_at or math.inf, config))
+                    return 0
+        if summary.job_exit_code() != DECISION:
+            return 0
+        say_unwell(summary, job)
+        return DECISION
 
-        codes.add(exit_code_of(look))
+    codes = {0, *(exit_code_of(partial(look, job, is_named)) for job, is_named in jobs)}
     for _, config in sorted(waiting, key=lambda each: each[0]):
         code = RUN_AGAIN
         if deadline is None or time.monotonic() < deadline:
@@ -100,10 +99,10 @@ def jobs_of(paths: tuple[Path, ...], state_dir: Path | None) -> list[tuple[JobPa
     return list({job.state.resolve(): (job, is_named) for job, is_named in (*below, *named)}.values())
 
 
-def config_of_job(ledger: Ledger, paths: JobPaths, log_file: Path | None = None, **of_this_run: Any) -> JobConfig:
+def config_of_job(ledger: Ledger, paths: JobPaths, log_file: Path | None = None, **this_run: Any) -> JobConfig:
     """How the job was started last, held to the rules for options. The environment has no say in it.
 
-    ``of_this_run``: what no job keeps.
+    ``this_run``: what no job keeps.
 
     Raises:
         UsageProblem: it was killed before its first start was complete, or its endpoint needs somebody's word.
@@ -123,4 +122,4 @@ def config_of_job(ledger: Ledger, paths: JobPaths, log_file: Path | None = None,
     config = config_of(run.make_context("run", [*words, "--", input_path], auto_envvar_prefix=None).params)
     # an endpoint that is no longer the one of the settings is refused as any other change is
     settings = replace(settings, on_this_machine=config.settings.on_this_machine)
-    return replace(config, settings=settings, **of_this_run)
+    return replace(config, settings=settings, **this_run)
