@@ -64,10 +64,8 @@ class NoSuccess(TryLater):
     """The service did not answer usefully for too long."""
 
     def __init__(self, limit_s: float, last: str) -> None:
-        super().__init__(
-            f"no success for {round(limit_s / 60)} min (last: {last}); what was accepted stays open at the service",
-            remedy="run the same command again later",
-        )
+        cause = f"no success for {round(limit_s / 60)} min (last: {last}); what was accepted stays open at the service"
+        super().__init__(cause, remedy="run the same command again later")
 
 
 class DeadlineReached(TryLater):
@@ -85,7 +83,6 @@ class Interrupted(BatchrunError):
     label = ""
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(signal_number).name}", remedy="run the same command again to continue"
-        )
+        name = signal.Signals(signal_number).name
+        super().__init__(f"stopped by {name}", remedy="run the same command again to continue")
         self.exit_code = 128 + signal_number

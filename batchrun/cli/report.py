@@ -39,9 +39,8 @@ def report_problem(problem: BatchrunError) -> int:
     that has held the job for more than a day is worth the mail.
     """
     event("ended", logging.ERROR, exit_code=problem.exit_code, cause=problem.cause)
-    overdue = (
-        isinstance(problem, AlreadyRunning) and isinstance(problem.since, int) and time.time() - problem.since > DAY_S
-    )
+    since = problem.since if isinstance(problem, AlreadyRunning) else None
+    overdue = since is not None and time.time() - since > DAY_S
     if problem.exit_code != RUN_AGAIN or sys.stderr.isatty() or overdue:
         for line in problem.before:
             say(redact(line))

@@ -48,10 +48,8 @@ def open_job(paths: JobPaths, at_rest_to: str = "") -> Ledger:
         UsageProblem: there is no such job, or it does not rest.
     """
     if not paths.ledger.exists():
-        raise UsageProblem(
-            f"{paths.output} has no job ({paths.state} is not there)",
-            remedy="name the file given with -o, and --state-dir if the run had one",
-        )
+        remedy = "name the file given with -o, and --state-dir if the run had one"
+        raise UsageProblem(f"{paths.output} has no job ({paths.state} is not there)", remedy=remedy)
     if at_rest_to and is_locked(paths):
         raise UsageProblem(f"{paths.output} is being written by a run", remedy=f"{at_rest_to} when it has ended")
     ledger = Ledger.read_only(paths.ledger)
