@@ -33,7 +33,6 @@ from batchrun.summary import summarize
 from batchrun.tail import (
     Kept,
     lock_output,
-    make_output,
     mend,
     open_output,
     output_changed,
@@ -101,7 +100,7 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
             else:
                 source = settle_input(ledger, input_fd, config, partial(take_out, ledger, results, jobdir, now))
             if results is None:
-                results = held.enter_context(closing(make_output(config.paths)))
+                results = held.enter_context(closing(lock_output(config.paths.output)))
             elif (rewritten := replaced(ledger, config.paths)) is not None:
                 results = held.enter_context(closing(rewritten))
             if config.retry is not None:
@@ -146,7 +145,7 @@ def unread(ledger: Ledger, fd: int, config: JobConfig) -> Source:
 def start_over(jobdir: JobDir, now: float) -> tuple[JobDir, str]:
     """--new-run: the old job keeps its files under a dated name, and this one begins with none."""
     if jobdir.paths.output.exists():
-        lock_output(jobdir.paths, create=False).close()
+        lock_output(jobdir.paths.output).close()
     suffix = jobdir.put_aside(now)
     event("put_aside", suffix=suffix)
     fresh = JobDir.take(jobdir.paths)

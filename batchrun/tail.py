@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import closing, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from batchrun.errors import InputProblem
-from batchrun.record import State, Usage
+from batchrun.record import JsonObject, State, Usage
 from batchrun.storage.jobdir import AlreadyRunning, JobDir, JobPaths
 from batchrun.storage.ledger import Ledger, Row, Written
 from batchrun.storage.results import Results, blocks_of, lines_of, sync_directory, write_new, writing
@@ -26,7 +26,7 @@ def open_output(ledger: Ledger, paths: JobPaths) -> Results:
     if results is None:
         if job.out_committed:
             raise output_changed(paths, "is gone", ledger)
-        return make_output(paths)
+        return lock_output(paths.output)
     how = ""
     if results.size() < job.out_committed:
         how = "is shorter than it was"
@@ -40,20 +40,16 @@ def open_output(ledger: Ledger, paths: JobPaths) -> Results:
     return results
 
 
-def make_output(paths: JobPaths) -> Results:
-    """An empty output, its name durable; an empty file that is there already will do."""
-    return lock_output(paths, create=not os.path.lexists(paths.output))
-
-
-def lock_output(paths: JobPaths, *, create: bool) -> Results:
-    with writing(paths.output):
+def lock_output(path: Path) -> Results:
+    """The file, or an empty one if there is none, its name durable."""
+    with writing(path):
         try:
-            return Results.open(paths.output, create=create)
+            return Results.open(path, create=not os.path.lexists(path))
         except (BlockingIOError, FileExistsError) as error:
-            raise AlreadyRunning(paths.output, {}) from error
+            raise AlreadyRunning(path, {}) from error
         except OSError as error:
-            if paths.output.is_symlink():
-                raise InputProblem(f"{paths.output} is a link", remedy="name the file itself with -o") from error
+            if path.is_symlink():
+                raise InputProblem(f"{path} is a link", remedy="name the file itself with -o") from error
             raise
 
 
@@ -71,16 +67,13 @@ def output_changed(paths: JobPaths, how: str, ledger: Ledger) -> InputProblem:
 def rebuild(ledger: Ledger, jobdir: JobDir, now: float) -> int:
     """--rebuild-output: keep what is as it was written, put a copy aside; returns how many answers must be fetched."""
     old = find_output(ledger, jobdir.paths)
-    try:
-        if old is not None and is_as_written(ledger, old):
-            return 0
+    with nullcontext() if old is None else closing(old):
         if old is not None:
+            if is_as_written(ledger, old):
+                return 0
             _write(Path(f"{old.path}{jobdir.free_suffix(now)}"), blocks_of(old.fd, 0), _mode(old))
         with ledger.transaction():
             return take_out(ledger, old, jobdir, now)
-    finally:
-        if old is not None:
-            old.close()
 
 
 def take_out(ledger: Ledger, old: Results | None, jobdir: JobDir, now: float) -> int:
@@ -94,8 +87,7 @@ def take_out(ledger: Ledger, old: Results | None, jobdir: JobDir, now: float) ->
     def kept(old: Results) -> Iterator[bytes]:
         end, last = 0, None
         for offset, data in lines_of(old.fd, 0):
-            operation_id = _result(data).get("operation_id", "")
-            seq = ledger.keep_line(operation_id, Results.place(data, end))
+            seq = ledger.keep_line(result_in(data).get("operation_id", ""), Results.place(data, end))
             if seq is None:
                 _refuse_unknown(ledger, old, data, states=())
                 cut.append((offset, len(data)))
@@ -109,14 +101,13 @@ def take_out(ledger: Ledger, old: Results | None, jobdir: JobDir, now: float) ->
     jobdir.paths.new_output.unlink(missing_ok=True)
     _write(jobdir.paths.new_output, kept(old) if old else (), _mode(old))
     if old is not None and cut:
-        fd = old.fd
-        _write(jobdir.new_quarantine(now), (os.pread(fd, length, offset) for offset, length in cut), 0o600)
+        _write(jobdir.new_quarantine(now), (os.pread(old.fd, length, offset) for offset, length in cut), 0o600)
     return ledger.miss_lines()
 
 
 def find_output(ledger: Ledger, paths: JobPaths) -> Results | None:
     """The output, locked; None if it is gone. A crash may have left the end of ``take_out`` to be done."""
-    old = lock_output(paths, create=False) if os.path.lexists(paths.output) else None
+    old = lock_output(paths.output) if os.path.lexists(paths.output) else None
     new = replaced(ledger, paths)
     if new is not None and old is not None:
         old.close()
@@ -127,7 +118,7 @@ def replaced(ledger: Ledger, paths: JobPaths) -> Results | None:
     """The new output in place of the old one, if there is one and the ledger describes it; else it is deleted."""
     if not os.path.lexists(paths.new_output):
         return None
-    new = lock_output(replace(paths, output=paths.new_output), create=False)
+    new = lock_output(paths.new_output)
     with writing(paths.new_output):
         if is_as_written(ledger, new):
             os.replace(new.path, paths.output)
@@ -195,22 +186,18 @@ def walk_tail(ledger: Ledger, results: Results, start: int) -> tuple[list[Kept],
 
 def _adoptable(ledger: Ledger, data: bytes, offset: int) -> Kept | None:
     """The line, if it is whole and belongs to an OPEN operation of this ledger."""
-    result = _result(data)
-    try:
-        line, usage = result["line"], result["usage"]
-        tokens = usage["input_tokens"], usage["output_tokens"]
-    except (KeyError, TypeError):
-        return None
-    if not data.endswith(b"\n") or not all(
-        value is None or (isinstance(value, int) and 0 <= value < 1 << 53) for value in tokens
-    ):
-        return None
-    row = ledger.row_of_operation(result["operation_id"])
-    if row is None or row.state is not State.OPEN or row.place.line != line:
-        return None
-    return (
-        Kept(row, Results.place(data, offset), Usage(*tokens)) if row.operation_id == result["operation_id"] else None
-    )
+    match result_in(data):
+        case {
+            "operation_id": operation_id,
+            "line": line,
+            "usage": {"input_tokens": int() | None as asked, "output_tokens": int() | None as answered},
+        }:
+            row = ledger.row_of_operation(operation_id)
+            is_open = row is not None and row.state is State.OPEN and row.operation_id == operation_id
+            is_sound = data.endswith(b"\n") and all(0 <= (each or 0) < 1 << 53 for each in (asked, answered))
+            if row is not None and is_open and is_sound and row.place.line == line:
+                return Kept(row, Results.place(data, offset), Usage(asked, answered))
+    return None
 
 
 def refuse_unknown_answers(ledger: Ledger, results: Results, start: int) -> None:
@@ -225,7 +212,7 @@ def refuse_unknown_answers(ledger: Ledger, results: Results, start: int) -> None
 
 def _refuse_unknown(ledger: Ledger, results: Results, data: bytes, *, states: Collection[State]) -> None:
     """Raise InputProblem for an answer to an operation that no record had, or whose record is in these states."""
-    result = _result(data)
+    result = result_in(data)
     if result.keys() >= MARKS_OF_A_RESULT:
         row = ledger.row_of_operation(result["operation_id"])
         if row is None or row.state in states:
@@ -235,10 +222,11 @@ def _refuse_unknown(ledger: Ledger, results: Results, data: bytes, *, states: Co
             )
 
 
-def _result(data: bytes) -> dict[str, Any]:
-    """The result in a line, empty if it is none."""
-    try:
-        result = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return {}
-    return result if isinstance(result, dict) and isinstance(result.get("operation_id"), str) else {}
+def result_in(line: bytes) -> JsonObject:
+    """The result in a line of an output, empty if it is none."""
+    with suppress(orjson.JSONDecodeError):
+        result: JsonObject = orjson.loads(line)
+        match result:
+            case {"operation_id": str()}:
+                return result
+    return {}

@@ -1,25 +1,27 @@
-"""Do input, ledger and output agree? Reads all three whole, in bounded memory, and names every difference."""
+"""Do input, ledger and output agree? Reads all three whole and names every difference."""
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
 import zlib
 from array import array
-from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import orjson
+from typing import BinaryIO
 
 from batchrun.check import is_record, read_lines
 from batchrun.lines import digest
+from batchrun.record import State
 from batchrun.storage.ledger import Ledger, Row
 from batchrun.storage.results import lines_of
+from batchrun.tail import result_in
 
 MAX_NAMED = 20
 LINES_AT_ONCE = 1000
+NO_MORE = math.inf, 0
 
 
 @dataclass(slots=True)
@@ -53,86 +55,73 @@ def verify(ledger: Ledger, input_path: Path, output_path: Path) -> Findings:
     return found
 
 
-def open_plain(path: Path) -> int:
+def open_plain(path: Path) -> BinaryIO:
     """Open a regular file for reading; a pipe in its place is not waited for."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
         raise OSError(errno.EINVAL, "not a regular file", path)
-    return fd
+    return file
 
 
 def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
+    """Walk lines and answered records side by side: only what is not met where it should be stays in memory."""
     committed = ledger.job().out_committed
-    good, changed = Marks(), Marks()
-    expected = _RowsByOffset(ledger)
-    odd = array("q")  # line number, then the row it may be; judged when it is known which rows have their line
-    fd = open_plain(path)
-    try:
-        size = os.fstat(fd).st_size
+    places = ((row.written.offset, row.seq) for row in ledger.rows_done() if row.written is not None)
+    next_at, next_seq = next(places, NO_MORE)
+    missing: set[int] = set()  # the records whose line should have come by now
+    odd = array("q")  # line number, then the record it may be; judged when it is known which records have their line
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
         found.uncommitted_bytes = max(0, size - committed)
         if size < committed:
             found.differ(f"{path}: {committed - size:,} bytes are missing at the end")
-        for number, (offset, data) in enumerate(lines_of(fd, 0, committed), 1):
+        for number, (offset, data) in enumerate(lines_of(file.fileno(), 0, committed), 1):
             found.output_lines += 1
-            row, here = _row_of(ledger, data), expected.at(offset)
-            if row is not None and row.written is not None and row.written.crc32 == zlib.crc32(data):
-                if row.seq in good:
-                    found.differ(f"{path}:{number}: line {row.place.line} of the input is answered twice")
-                good.add(row.seq)
+            seq, at, is_as_written = _claim(ledger, data)
+            while next_at <= max(offset, at):
+                missing.add(next_seq)
+                if next_at == offset and not seq:
+                    seq = next_seq
+                next_at, next_seq = next(places, NO_MORE)
+            if not is_as_written:
+                odd.extend((number, seq))
+            elif seq in missing:
+                missing.remove(seq)
             else:
-                culprit = row or here
-                odd.extend((number, culprit.seq if culprit is not None and culprit.written is not None else 0))
-    finally:
-        os.close(fd)
+                line = ledger.row(seq).place.line
+                found.differ(f"{path}:{number}: line {line} of the input is answered twice")
+    missing.update(seq for _, seq in ((next_at, next_seq), *places) if seq)
     for number, seq in zip(odd[::2], odd[1::2], strict=True):
-        if seq and seq not in good and seq not in changed:
-            row = ledger.row(seq)
-            whose = f"it answers line {row.place.line} of the input{_id(row)}"
-            found.differ(f"{path}:{number}: changed since it was written; {whose}")
-            changed.add(seq)
+        if seq in missing:
+            missing.remove(seq)
+            found.differ(f"{path}:{number}: changed since it was written; it answers {_named(ledger.row(seq))}")
         else:
             found.differ(f"{path}:{number}: not written by this job")
     for row in ledger.rows_done():
-        if row.seq not in good and row.seq not in changed:
-            found.differ(f"{path}: the answer to line {row.place.line} of the input{_id(row)} is missing")
+        if row.seq in missing:
+            found.differ(f"{path}: the answer to {_named(row)} is missing")
 
 
-class Marks:
-    """A set of row numbers, one bit each, in pages: numbers that are no rows of ours may be any."""
-
-    def __init__(self) -> None:
-        self._pages: defaultdict[int, bytearray] = defaultdict(lambda: bytearray(1 << 12))
-
-    def __contains__(self, seq: int) -> bool:
-        page = self._pages.get(seq >> 15)
-        return page is not None and bool(page[seq >> 3 & 0xFFF] & 1 << (seq & 7))
-
-    def add(self, seq: int) -> None:
-        self._pages[seq >> 15][seq >> 3 & 0xFFF] |= 1 << (seq & 7)
+def _claim(ledger: Ledger, data: bytes) -> tuple[int, int, bool]:
+    """The record that a line says it answers (0: none), where its answer was written, and whether this line is it."""
+    row = ledger.row_of_operation(result_in(data).get("operation_id", ""))
+    if row is None or row.state is not State.DONE or row.written is None:
+        return 0, 0, False
+    return row.seq, row.written.offset, row.written.crc32 == zlib.crc32(data)
 
 
-class _RowsByOffset:
-    """Finds the row whose line should begin at an offset; asked for rising offsets only."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._rows = ledger.rows_done()
-        self._next = next(self._rows, None)
-
-    def at(self, offset: int) -> Row | None:
-        while self._next is not None and self._next.written is not None and self._next.written.offset < offset:
-            self._next = next(self._rows, None)
-        here = self._next
-        return here if here is not None and here.written is not None and here.written.offset == offset else None
+def _named(row: Row) -> str:
+    return f"line {row.place.line} of the input" + ("" if row.id is None else f" (id {row.id})")
 
 
 def _compare_input(ledger: Ledger, path: Path, found: Findings) -> None:
-    fd = open_plain(path)
-    try:
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
         end = ledger.job().input_size
         next_line = 1
         batch: dict[int, bytes] = {}
-        for line in read_lines(fd, os.fstat(fd).st_size if end is None else end):
+        for line in read_lines(file.fileno(), size if end is None else end):
             if is_record(line):
                 found.input_records += 1
                 batch[line.number] = digest(line.raw)
@@ -140,8 +129,6 @@ def _compare_input(ledger: Ledger, path: Path, found: Findings) -> None:
                 _compare_lines(ledger, path, batch, next_line, line.number, found)
                 batch, next_line = {}, line.number + 1
         _compare_lines(ledger, path, batch, next_line, ledger.last_line(), found)
-    finally:
-        os.close(fd)
 
 
 def _compare_lines(ledger: Ledger, path: Path, batch: dict[int, bytes], first: int, last: int, found: Findings) -> None:
@@ -150,15 +137,3 @@ def _compare_lines(ledger: Ledger, path: Path, batch: dict[int, bytes], first: i
             found.differ(f"{path}:{number}: in the ledger, and no longer in the input")
         elif batch[number] != row.digest:
             found.differ(f"{path}:{number}: changed since it was sent")
-
-
-def _row_of(ledger: Ledger, data: bytes) -> Row | None:
-    try:
-        operation_id = orjson.loads(data)["operation_id"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return None
-    return ledger.row_of_operation(operation_id) if isinstance(operation_id, str) else None
-
-
-def _id(row: Row) -> str:
-    return "" if row.id is None else f" (id {row.id})"

@@ -44,7 +44,7 @@ def export(output: Path, shape: str, order: str, with_errors: bool, target: Path
         source = file_read(ledger, paths)
         needed = [output, source] if with_errors or shape == "yandex-dataset" else [output]
         with reading():
-            fds = [opened.enter_context(os.fdopen(open_plain(path))).fileno() for path in needed]
+            fds = [opened.enter_context(open_plain(path)).fileno() for path in needed]
         settings = settings_of(ledger)
         read = Source(source, fds[-1], 0, None, None, reading=reading_of(settings, fds[-1], os.fstat(fds[-1]).st_size))
         answers = Export(ledger, output, fds[0], read, settings, shape, with_errors)
