@@ -70,8 +70,7 @@ class Client:
     ) -> None:
         environ = _environ(api_key, iam_token, folder_id)
         url = (environ.get("BATCHRUN_ENDPOINT") or None) if endpoint is None else endpoint
-        posts, polls = DEFAULT_CONCURRENCY, 2 * DEFAULT_CONCURRENCY
-        self._yandex = Yandex(credentials_from(environ), endpoint=url, submit_workers=posts, poll_workers=polls)
+        self._yandex = Yandex(credentials_from(environ), endpoint=url, workers=DEFAULT_CONCURRENCY)
         name = (environ.get("BATCHRUN_MODEL") or DEFAULT_MODEL) if model is None else model
         self._settings = record.Settings("yandex", name)
         self._is_open = False

@@ -26,7 +26,7 @@ from batchrun.writer import failure_of, one_line, read_again
 FORMATS = ("jsonl", "openai", "yandex-dataset", "csv", "txt")
 CSV_COLUMNS = ("id", "line", "text", "finish_reason", "input_tokens", "output_tokens", "maybe_paid", "operation_id")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-_SERVICE = Yandex(Credentials("-", "-"), submit_workers=1, poll_workers=1)  # builds requests, and sends none
+_SERVICE = Yandex(Credentials("-", "-"))  # builds requests, and sends none
 _LINE_END = re.compile("\r\n|[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 
 

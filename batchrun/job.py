@@ -201,7 +201,7 @@ async def end_well(
 async def open_provider(config: JobConfig, environ: Mapping[str, str]) -> AsyncIterator[Provider]:
     """The service that was asked for; ``emulator`` is started in this process, and keeps its operations in a file."""
     service = Instruct if config.settings.provider == "yandex-instruct" else Yandex
-    connect = partial(service, submit_workers=config.concurrency, poll_workers=2 * config.concurrency)
+    connect = partial(service, workers=config.concurrency)
     if config.settings.provider != "emulator":
         async with connect(credentials_from(environ), endpoint=config.endpoint) as provider:
             yield provider

@@ -9,6 +9,7 @@ import errno
 import re
 import ssl
 import time
+from asyncio import IncompleteReadError
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -21,6 +22,7 @@ from weakref import WeakSet
 
 from batchrun import __version__
 from batchrun.errors import CredentialsRefused, UsageProblem
+from batchrun.record import Ambiguous, Unreachable
 
 if TYPE_CHECKING:
     import aiohttp
@@ -49,6 +51,7 @@ _REASONS = {  # by the name of an error's class or of its number; the first that
     "ECONNRESET": "connection reset",
     "EPIPE": "connection reset",
 }
+_BASE_URL = re.compile(r"[A-Za-z0-9.:/\[\]_~%-]{1,2048}")  # no @, ? or #
 _HOST = re.compile(r"([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 
 
@@ -79,21 +82,8 @@ class Oversize:
     max_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class NothingLeft:
-    """No byte of the request left this machine."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class MayHaveLeft:
-    """Bytes of the request may have left, and no complete answer came back."""
-
-    reason: str
-
-
-Exchange = Reply | Oversize | NothingLeft | MayHaveLeft
+Exchange = Reply | Oversize | Unreachable | Ambiguous
+"""A complete answer, whatever it says; or none, and what that means for a request that was to leave."""
 
 
 class Http:
@@ -105,21 +95,19 @@ class Http:
 
     Args:
         headers: Sent with every request.
-        submit_workers: POSTs at the same time; no more than that are ever open.
+        workers: POSTs at the same time, and half as many as GETs; no more connections than that are ever open.
     """
 
     def __init__(
         self,
         headers: Mapping[str, str],
         *,
-        submit_workers: int,
-        poll_workers: int,
+        workers: int,
         timeouts: Timeouts | None = None,
         max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
         self._headers = _checked({**headers, "Accept-Encoding": "identity", "User-Agent": f"batchrun/{__version__}"})
-        self._submit_workers = submit_workers
-        self._poll_workers = poll_workers
+        self._workers = workers
         self._timeouts = Timeouts() if timeouts is None else timeouts
         self._max_body_bytes = max_body_bytes
         self._accepted: dict[int, None] = {}  # hashes of bodies, the oldest first
@@ -134,8 +122,8 @@ class Http:
         self._watch = aiohttp.TraceConfig()
         self._watch.on_request_headers_sent.append(mark)  # just before the first byte goes to the socket
         limits = self._timeouts
-        self._submit = self._session(self._submit_workers, SUBMIT_IDLE_S, limits.post_s, limits.post_silence_s)
-        self._poll = self._session(self._poll_workers, POLL_IDLE_S, limits.get_s, None)
+        self._submit = self._session(self._workers, SUBMIT_IDLE_S, limits.post_s, limits.post_silence_s)
+        self._poll = self._session(2 * self._workers, POLL_IDLE_S, limits.get_s, None)
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -201,7 +189,7 @@ class Http:
         except (aiohttp.ClientError, OSError) as error:
             if isinstance(error, aiohttp.ClientSSLError):
                 _refuse_bad_tls(error)
-            return (MayHaveLeft if sent else NothingLeft)(self._reason(error, is_get=body is None))
+            return (Ambiguous if sent else Unreachable)(self._reason(error, is_get=body is None))
 
     def drop_connections(self) -> None:
         """Use none of those that are open now for another request: their replies may lag behind their requests, and
@@ -222,15 +210,12 @@ class Http:
         return is_new
 
     async def _read(self, response: aiohttp.ClientResponse) -> Reply | Oversize:
-        chunks: list[bytes] = []
-        size_bytes = 0
-        async for chunk in response.content.iter_any():
-            size_bytes += len(chunk)
-            if size_bytes > self._max_body_bytes:
-                return Oversize(response.status, self._max_body_bytes)
-            chunks.append(chunk)
-        wait_s = retry_after_s(response.headers.get("Retry-After"), now=time.time())
-        return Reply(response.status, b"".join(chunks), wait_s)
+        try:
+            await response.content.readexactly(self._max_body_bytes + 1)
+            return Oversize(response.status, self._max_body_bytes)
+        except IncompleteReadError as whole:  # it ended before that
+            wait_s = retry_after_s(response.headers.get("Retry-After"), now=time.time())
+            return Reply(response.status, whole.partial, wait_s)
 
     def _reason(self, error: Exception, *, is_get: bool) -> str:
         """A few words of ours. Never the exception's own: it may print the request with its headers."""
@@ -265,16 +250,15 @@ def check_endpoint(url: str) -> str:
         UsageProblem: It is neither ``https://`` nor ``http://`` to this machine, or it has more than a path.
     """
     remedy = "give an https:// base URL; plain http:// is for 127.0.0.1 and localhost only"
-    if not re.fullmatch(r"[A-Za-z0-9.:/\[\]_~%-]{1,2048}", url):  # no @, ? or # either
-        raise UsageProblem("the endpoint holds characters that a base URL has no use for", remedy=remedy)
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
-        address = ip_address(host) if "[" in parts.netloc or _is_dotted(host) else None
-    except ValueError as error:
-        raise UsageProblem("the endpoint is not a URL", remedy=remedy) from error
-    if parts.scheme not in ("https", "http") or port == 0 or not (address or _HOST.fullmatch(host)):
-        raise UsageProblem("the endpoint is not the URL of a service", remedy=remedy)
+        has_host = ip_address(host) if "[" in parts.netloc or _is_dotted(host) else _HOST.fullmatch(host)
+        is_sound = _BASE_URL.fullmatch(url) and parts.scheme in ("https", "http") and port != 0 and has_host
+    except ValueError:
+        is_sound = False
+    if not is_sound:
+        raise UsageProblem("the endpoint is not the base URL of a service", remedy=remedy)
     if parts.scheme == "http" and not is_loopback(url):
         cause = f"the endpoint is plain http:// to {host}: key and prompts would travel readable"
         raise UsageProblem(cause, remedy=remedy)

@@ -14,7 +14,7 @@ import orjson
 from batchrun import record
 from batchrun.errors import CredentialsRefused, UsageProblem
 from batchrun.log import event
-from batchrun.providers.http import Http, MayHaveLeft, NothingLeft, Oversize, Reply, check_endpoint
+from batchrun.providers.http import Http, Oversize, Reply, check_endpoint
 from batchrun.record import Answer, Failure, JsonObject, PollReply, Prompt, Settings, SubmitReply, Usage
 from batchrun.redact import Redactor
 
@@ -46,11 +46,6 @@ class Credentials:
     authorization: str = field(repr=False)
     folder: str
 
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """What must appear in no message."""
-        return self.authorization, self.authorization.partition(" ")[2], self.folder
-
 
 def credentials_from(environ: Mapping[str, str]) -> Credentials:
     """The credentials the environment holds; an API key before an IAM token.
@@ -59,27 +54,20 @@ def credentials_from(environ: Mapping[str, str]) -> Credentials:
         CredentialsRefused: There is no key, or it holds what no key holds.
         UsageProblem: There is no folder, or it cannot be one.
     """
-    has_key = environ.get("YC_API_KEY", "").strip() != ""
-    name, scheme = ("YC_API_KEY", "Api-Key") if has_key else ("YC_IAM_TOKEN", "Bearer")
-    key = environ.get(name, "").strip()
+    given = {name: environ.get(name, "").strip() for name in ("YC_API_KEY", "YC_IAM_TOKEN", "YC_FOLDER_ID")}
+    name, scheme = ("YC_API_KEY", "Api-Key") if given["YC_API_KEY"] else ("YC_IAM_TOKEN", "Bearer")
+    key, folder = given[name], given["YC_FOLDER_ID"]
     if not key:
-        raise CredentialsRefused(
-            "no API key: YC_API_KEY and YC_IAM_TOKEN are empty",
-            remedy="README, 'Use it'. To try without an account: batchrun demo",
-        )
+        remedy = "README, 'Use it'. To try without an account: batchrun demo"
+        raise CredentialsRefused("no API key: YC_API_KEY and YC_IAM_TOKEN are empty", remedy=remedy)
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise CredentialsRefused(
-            f"{name} holds a space, a line break or a letter that no key has",
-            remedy=f"copy the key into {name} once more, alone and on one line",
-        )
-    folder = environ.get("YC_FOLDER_ID", "").strip()
+        cause = f"{name} holds a space, a line break or a letter that no key has"
+        raise CredentialsRefused(cause, remedy=f"copy the key into {name} once more, alone and on one line")
     if not folder:
         raise UsageProblem("no folder: YC_FOLDER_ID is empty", remedy="set it to the ID of the key's folder (b1g…)")
     if not _FOLDER.fullmatch(folder):
-        raise UsageProblem(
-            "YC_FOLDER_ID is not the ID of a folder",
-            remedy="an ID looks like b1g…, 20 letters and digits; it is not the folder's name",
-        )
+        remedy = "an ID looks like b1g…, 20 letters and digits; it is not the folder's name"
+        raise UsageProblem("YC_FOLDER_ID is not the ID of a folder", remedy=remedy)
     return Credentials(f"{scheme} {key}", folder)
 
 
@@ -88,7 +76,7 @@ class Yandex:
 
     Args:
         endpoint: One base URL for submit and operations; ``None`` means the service's own two hosts.
-        submit_workers: POSTs at the same time.
+        workers: POSTs at the same time.
     """
 
     retention_s = 3 * 24 * 3600.0
@@ -96,21 +84,15 @@ class Yandex:
     path = "/foundationModels/v1/completionAsync"
     options = ("completionOptions", "completion_options")
 
-    def __init__(
-        self,
-        credentials: Credentials,
-        *,
-        endpoint: str | None = None,
-        submit_workers: int,
-        poll_workers: int,
-    ) -> None:
+    def __init__(self, credentials: Credentials, *, endpoint: str | None = None, workers: int = 1) -> None:
         base = None if endpoint is None else check_endpoint(endpoint)
         self._submit_url = f"{self.host if base is None else base}{self.path}"
         self._operations_url = f"{OPERATION_HOST if base is None else base}/operations"
         self._folder = credentials.folder
-        self._redact = Redactor(credentials.secrets)
+        key = credentials.authorization.partition(" ")[2]
+        self._redact = Redactor((credentials.authorization, key, credentials.folder))
         headers = {"Authorization": credentials.authorization, "x-data-logging-enabled": "false"}
-        self._http = Http(headers, submit_workers=submit_workers, poll_workers=poll_workers)
+        self._http = Http(headers, workers=workers)
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -149,8 +131,10 @@ class Yandex:
         match operation:
             case {"done": True, "error": {"code": code} as error} if _integer(code):
                 return record.Finished(self._failure(_integer(code) or 0, error.get("message")))
-            case {"done": True, "response": {} as response}:
-                return self._read_response(response)
+            case {"done": True, "response": {"alternatives": [dict() as alternative, *_]} as response}:
+                return self._read_alternative(alternative, response)
+            case {"done": True, "response": {}}:
+                return record.Malformed("finished without an answer in it")
             case {"done": True}:
                 return record.Malformed("finished with neither an answer nor an error")
             case {"id": str()} if not operation.get("done"):
@@ -162,13 +146,6 @@ class Yandex:
         kind = {_CANCELLED: "cancelled", _INVALID_ARGUMENT: "invalid_argument"}.get(code, "provider_error")
         text = self._redact(message) if isinstance(message, str) else ""
         return Failure(kind, text or "the service gave no reason", code, retryable=code in _PASSING_CODES)
-
-    def _read_response(self, response: JsonObject) -> PollReply:
-        match response.get("alternatives"):
-            case [dict() as alternative, *_]:
-                return self._read_alternative(alternative, response)
-            case _:
-                return record.Malformed("finished without an answer in it")
 
     def _read_alternative(self, alternative: JsonObject, response: JsonObject) -> PollReply:
         message = alternative.get("message") or {}
@@ -207,14 +184,12 @@ class Yandex:
         """POST the body once."""
         headers = {"Content-Type": "application/json", "x-client-request-id": request_id}
         match await self._http.post(self._submit_url, body, headers):
-            case NothingLeft(reason):
-                return record.Unreachable(reason)
-            case MayHaveLeft(reason):
-                return record.Ambiguous(reason)
-            case Oversize(max_bytes=max_bytes):
-                return record.Ambiguous(f"the reply is longer than {max_bytes} bytes")
             case Reply(status, answer, wait_s):
                 return self._read_submitted(status, answer, wait_s)
+            case Oversize(max_bytes=max_bytes):
+                return record.Ambiguous(f"the reply is longer than {max_bytes} bytes")
+            case lost:
+                return lost
 
     def _read_submitted(self, status: int, body: bytes, wait_s: float) -> SubmitReply:
         if 200 <= status < 300:
@@ -234,7 +209,7 @@ class Yandex:
         if not OPERATION_ID.fullmatch(operation_id):
             return record.Malformed("the operation ID in the ledger cannot be one of the service")
         match await self._http.get(f"{self._operations_url}/{operation_id}"):
-            case NothingLeft(reason) | MayHaveLeft(reason):
+            case record.Unreachable(reason) | record.Ambiguous(reason):
                 return record.PollFailed(reason)
             case Oversize(200, max_bytes):
                 return record.Finished(Failure("oversize", f"the answer is longer than {max_bytes} bytes"))

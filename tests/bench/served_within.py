@@ -93,7 +93,7 @@ def main(words: list[str]) -> int:
 
     @asynccontextmanager
     async def open_provider(config: object, environ: object) -> AsyncIterator[Yandex]:
-        provider = Yandex(nobody, submit_workers=1, poll_workers=1)
+        provider = Yandex(nobody)
         setattr(provider, "_http", Within(stuck=is_stuck))  # noqa: B010  it is no Http
         yield provider
 

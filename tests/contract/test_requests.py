@@ -18,7 +18,7 @@ json_format = pytest.importorskip("google.protobuf.json_format")
 service = pytest.importorskip("yandex.cloud.ai.foundation_models.v1.text_generation.text_generation_service_pb2")
 
 FOLDER = "b1gabcdefghij0123456"
-PROVIDER = Yandex(Credentials("Api-Key k", FOLDER), submit_workers=1, poll_workers=1)
+PROVIDER = Yandex(Credentials("Api-Key k", FOLDER))
 
 texts = st.text(min_size=1, max_size=50)
 models = st.sampled_from(["yandexgpt/latest", "yandexgpt-lite", "gpt://other/yandexgpt/rc@tuned1"])

@@ -203,7 +203,7 @@ def _served_by(service: Service) -> Iterator[None]:
 
     @asynccontextmanager
     async def open_provider(config: JobConfig, environ: Mapping[str, str]) -> AsyncIterator[Yandex]:
-        client = Yandex(credentials_from(environ), endpoint=config.endpoint, submit_workers=8, poll_workers=16)
+        client = Yandex(credentials_from(environ), endpoint=config.endpoint, workers=8)
         client._http = service  # type: ignore[assignment]
         async with client as provider:
             yield provider

@@ -122,7 +122,7 @@ class Saying(Service):
 
 
 def client(exchange: Exchange) -> tuple[Yandex, Saying]:
-    provider = Yandex(Credentials(f"Api-Key {KEY}", FOLDER), submit_workers=1, poll_workers=1)
+    provider = Yandex(Credentials(f"Api-Key {KEY}", FOLDER))
     service = Saying(exchange)
     provider._http = service  # type: ignore[assignment]
     return provider, service

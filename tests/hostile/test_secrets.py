@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from batchrun.cli.run import run
-from batchrun.providers.http import Exchange, MayHaveLeft, Reply
+from batchrun.providers.http import Exchange, Reply
+from batchrun.record import Ambiguous
 from tests.hostile.here import FOLDER, KEY, Here, Service, finished, in_memory, reply
 from tests.scenarios.bench import Bench
 from tests.scenarios.emulator import Emulator
@@ -71,7 +72,7 @@ POSTS = {str(status): error(status) for status in (400, 401, 403, 404, 409, 429,
     "a text for an error": reply({"error": SAID, "code": 3, "message": SAID}, 400),
     "a text of a megabyte": reply({"message": "x" * 3000 + KEY + "x" * (1 << 20) + KEY, "code": 3}, 400),
     "a key cut in two": reply({"message": f"{KEY[:9]}\x1b[31m{KEY[9:]} or {KEY[:5]}\u200b{KEY[5:]}", "code": 3}, 400),
-    "lost": MayHaveLeft("connection reset"),
+    "lost": Ambiguous("connection reset"),
 }
 POLLS: dict[str, Callable[[str], Exchange]] = {
     "an error": lambda id: operation(id, error={"code": 3, "message": SAID, "details": [SAID]}),

@@ -126,7 +126,7 @@ def maybe_paid(bench: Bench) -> dict[str, int]:
 def test_while_connections_are_refused_nothing_is_in_doubt_and_the_run_goes_on_by_itself(
     bench: Bench, proxy: Proxy
 ) -> None:
-    """Fails if ``_exchange`` calls a POST that never left ``MayHaveLeft``."""
+    """Fails if ``_exchange`` calls a POST that never left ``Ambiguous``."""
     bench.records("a", "b", "c")
     running = bench.start("-v", "--log-file", "run.log")
     wait_until(lambda: unreachable(bench) >= 3, "three POSTs were refused", while_alive=running)

@@ -20,14 +20,13 @@ from batchrun.errors import CredentialsRefused, UsageProblem
 from batchrun.providers.http import (
     Exchange,
     Http,
-    MayHaveLeft,
-    NothingLeft,
     Oversize,
     Reply,
     Timeouts,
     check_endpoint,
     retry_after_s,
 )
+from batchrun.record import Ambiguous, Unreachable
 
 Script = Callable[["Peer"], Awaitable[None]]
 KEY = "Api-Key AQVNsecretsecretsecret"
@@ -113,8 +112,7 @@ class Server:
 def http(timeouts: Timeouts = SHORT, max_body_bytes: int = 1000, **headers: str) -> Http:
     return Http(
         {"Authorization": KEY} | headers,
-        submit_workers=2,
-        poll_workers=2,
+        workers=2,
         timeouts=timeouts,
         max_body_bytes=max_body_bytes,
     )
@@ -275,7 +273,7 @@ AMBIGUOUS = {
 @pytest.mark.parametrize(("script", "reasons"), AMBIGUOUS.values(), ids=AMBIGUOUS)
 def test_a_post_without_a_complete_answer_may_have_left(script: Script, reasons: set[str]) -> None:
     exchange, server = post_to(script)
-    assert isinstance(exchange, MayHaveLeft)
+    assert isinstance(exchange, Ambiguous)
     assert exchange.reason in reasons
     assert server.connections == 1  # and nobody tried again
 
@@ -286,7 +284,7 @@ def test_a_post_that_is_never_answered_ends_after_the_silence() -> None:
         await peer.gone()
 
     exchange, _ = post_to(script, timeouts=Timeouts(post_silence_s=0.05))
-    assert exchange == MayHaveLeft("silent for 0.05 s")
+    assert exchange == Ambiguous("silent for 0.05 s")
 
 
 async def trickle(peer: Peer) -> None:
@@ -299,7 +297,7 @@ async def trickle(peer: Peer) -> None:
 
 def test_a_reply_that_trickles_meets_the_total_limit() -> None:
     exchange, _ = post_to(trickle, timeouts=Timeouts(post_s=0.1), max_body_bytes=10**9)
-    assert exchange == MayHaveLeft("no reply within 0.1 s")
+    assert exchange == Ambiguous("no reply within 0.1 s")
 
 
 def test_a_poll_that_trickles_meets_the_total_limit() -> None:
@@ -307,7 +305,7 @@ def test_a_poll_that_trickles_meets_the_total_limit() -> None:
         async with Server(trickle) as server, http(Timeouts(get_s=0.1), 10**9) as client:
             return await client.get(server.url)
 
-    assert asyncio.run(run()) == MayHaveLeft("no reply within 0.1 s")
+    assert asyncio.run(run()) == Ambiguous("no reply within 0.1 s")
 
 
 @pytest.mark.parametrize("status", [200, 503])
@@ -336,7 +334,7 @@ def test_a_kept_connection_that_closes_under_a_post_is_ambiguous_and_not_retried
     async def run() -> None:
         async with Server(once) as server, http() as client:
             assert await client.post(server.url, b"{}", {}) == Reply(200, b"")
-            assert await client.post(server.url, b"{}", {}) == MayHaveLeft("connection closed before the reply")
+            assert await client.post(server.url, b"{}", {}) == Ambiguous("connection closed before the reply")
             assert (server.connections, len(server.requests)) == (1, 2)
 
     asyncio.run(run())
@@ -428,7 +426,7 @@ def test_a_refused_connection_let_nothing_out() -> None:
         async with http() as client:
             return await client.post(f"http://127.0.0.1:{unused_port()}/", b"{}", {})
 
-    assert asyncio.run(run()) == NothingLeft("connection refused")
+    assert asyncio.run(run()) == Unreachable("connection refused")
 
 
 def tls_post_to(script: Script, timeouts: Timeouts = SHORT) -> Exchange:
@@ -442,12 +440,12 @@ def tls_post_to(script: Script, timeouts: Timeouts = SHORT) -> Exchange:
 
 
 def test_a_tls_handshake_that_never_ends_let_nothing_out() -> None:
-    assert tls_post_to(Peer.gone, Timeouts(connect_s=0.05)) == NothingLeft("no connection within 0.05 s")
+    assert tls_post_to(Peer.gone, Timeouts(connect_s=0.05)) == Unreachable("no connection within 0.05 s")
 
 
 def test_a_tls_handshake_broken_off_let_nothing_out_and_may_work_next_time() -> None:
     exchange = tls_post_to(hang_up_unheard)
-    assert isinstance(exchange, NothingLeft)
+    assert isinstance(exchange, Unreachable)
     assert exchange.reason in {"no connection", "connection closed during the TLS handshake"}
 
 

@@ -33,7 +33,7 @@ from tests.unit.test_yandex import service as service
 
 
 def instruct(endpoint: str | None = BASE) -> Instruct:
-    return Instruct(CREDENTIALS, endpoint=endpoint, submit_workers=1, poll_workers=1)
+    return Instruct(CREDENTIALS, endpoint=endpoint)
 
 
 def as_provider() -> Provider:

@@ -53,7 +53,7 @@ OPERATION = f"{BASE}/operations/{OPERATION_ID}"
 
 
 def yandex(endpoint: str | None = BASE) -> Yandex:
-    return Yandex(CREDENTIALS, endpoint=endpoint, submit_workers=1, poll_workers=1)
+    return Yandex(CREDENTIALS, endpoint=endpoint)
 
 
 def as_provider() -> Provider:
@@ -382,7 +382,7 @@ def test_read(body: bytes, expected: PollReply) -> None:
 
 
 def test_a_key_of_any_shape_is_redacted_when_it_is_ours() -> None:
-    provider = Yandex(Credentials("Bearer opaque-token", "f"), submit_workers=1, poll_workers=1)
+    provider = Yandex(Credentials("Bearer opaque-token", "f"))
     reply = provider.read(parse_json(failed(16, "opaque-token has expired")))
     assert reply == failure("provider_error", 16, message="[redacted] has expired")
 
