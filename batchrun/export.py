@@ -21,6 +21,7 @@ from batchrun.providers.yandex import Credentials, Yandex
 from batchrun.record import JsonObject, Prompt, Settings, State
 from batchrun.storage.ledger import Ledger, Row
 from batchrun.storage.results import MAX_LINE_BYTES, sync, sync_directory, writing
+from batchrun.verify import named
 from batchrun.writer import failure_of, one_line, read_again
 
 FORMATS = ("jsonl", "openai", "yandex-dataset", "csv", "txt")
@@ -65,10 +66,10 @@ class Export:
             yield line
 
     def _rows(self, order: str) -> Iterator[Row]:
-        finish = self.ledger.rows_done(), self.ledger.rows_unwell_in_time()
-        # answers as they stand in the output, failures where their time puts them
-        merged = heapq.merge(*finish, key=lambda row: row.finished_at or 0.0)
-        rows = merged if order == "finish" else self.ledger.rows_settled()
+        rows = self.ledger.rows_settled()
+        if order == "finish":  # answers as they stand in the output, failures where their time puts them
+            both = self.ledger.rows_done(), self.ledger.rows_unwell_in_time()
+            rows = heapq.merge(*both, key=lambda row: row.finished_at or 0.0)
         return (row for row in rows if self.with_errors or row.state is State.DONE)
 
     def _answer(self, row: Row) -> bytes:
@@ -79,9 +80,8 @@ class Export:
         return raw
 
     def _differs(self, row: Row, how: str) -> InputProblem:
-        answer = f"the answer to line {row.place.line} of the input{'' if row.id is None else f' (id {row.id})'}"
-        remedy = f"batchrun verify {self.output} names every difference"
-        return InputProblem(f"{self.output}: {answer} {how}; the export ends here", remedy=remedy)
+        cause = f"{self.output}: the answer to {named(row)} {how}; the export ends here"
+        return InputProblem(cause, remedy=f"batchrun verify {self.output} names every difference")
 
     def _shaped(self, row: Row, found: JsonObject) -> bytes:
         match self.format:
@@ -113,8 +113,7 @@ def messages_of(prompt: Prompt, settings: Settings) -> list[JsonObject]:
     """The messages of a request, the system message included; the older API's request has two of another name."""
     body = prompt.body or {}
     if text := body.get("requestText") or body.get("request_text"):
-        given = (body.get(name) for name in INSTRUCTIONS)
-        prompt = Prompt(text, system=next((each for each in given if each is not None), None))
+        prompt = Prompt(text, system=next((body[name] for name in INSTRUCTIONS if body.get(name) is not None), None))
     messages: list[JsonObject] = orjson.loads(_SERVICE.build(prompt, settings))["messages"]
     return messages
 
@@ -125,7 +124,9 @@ def _openai(row: Row, found: JsonObject) -> JsonObject:
     line = {"id": f"batch_req_{row.place.line}", "custom_id": name, "response": None, "error": None}
     if error is not None:
         return line | {"error": {"code": error["kind"], "message": error["message"]}}
-    message = {"role": "assistant", "content": found["text"]} | _tool_calls(found)
+    message = {"role": "assistant", "content": found["text"]}
+    if found["finish_reason"] == "tool_calls" and (calls := (found["json"] or {}).get("toolCalls")):
+        message["tool_calls"] = [_tool_call(at, each["functionCall"]) for at, each in enumerate(calls)]
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": found["finish_reason"]}
     body = {"id": operation_id, "object": "chat.completion", "created": int(row.finished_at or 0)}
     body |= {"model": found["model"], "system_fingerprint": found["model_version"], "choices": [choice]}
@@ -134,12 +135,9 @@ def _openai(row: Row, found: JsonObject) -> JsonObject:
     return line | {"response": {"status_code": 200, "request_id": operation_id, "body": body}}
 
 
-def _tool_calls(answer: JsonObject) -> JsonObject:
-    given = answer["json"] if answer["finish_reason"] == "tool_calls" else None
-    calls = [each["functionCall"] for each in (given or {}).get("toolCalls", ())]
-    named = [{"name": call["name"], "arguments": orjson.dumps(call.get("arguments", {})).decode()} for call in calls]
-    found = [{"id": f"call_{at}", "type": "function", "function": each} for at, each in enumerate(named)]
-    return {"tool_calls": found} if found else {}
+def _tool_call(at: int, call: JsonObject) -> JsonObject:
+    function = {"name": call["name"], "arguments": orjson.dumps(call.get("arguments", {})).decode()}
+    return {"id": f"call_{at}", "type": "function", "function": function}
 
 
 def _cells(values: Iterable[object]) -> bytes:

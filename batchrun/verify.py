@@ -95,12 +95,12 @@ def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
     for number, seq in zip(odd[::2], odd[1::2], strict=True):
         if seq in missing:
             missing.remove(seq)
-            found.differ(f"{path}:{number}: changed since it was written; it answers {_named(ledger.row(seq))}")
+            found.differ(f"{path}:{number}: changed since it was written; it answers {named(ledger.row(seq))}")
         else:
             found.differ(f"{path}:{number}: not written by this job")
     for row in ledger.rows_done():
         if row.seq in missing:
-            found.differ(f"{path}: the answer to {_named(row)} is missing")
+            found.differ(f"{path}: the answer to {named(row)} is missing")
 
 
 def _claim(ledger: Ledger, data: bytes) -> tuple[int, int, bool]:
@@ -111,7 +111,7 @@ def _claim(ledger: Ledger, data: bytes) -> tuple[int, int, bool]:
     return row.seq, row.written.offset, row.written.crc32 == zlib.crc32(data)
 
 
-def _named(row: Row) -> str:
+def named(row: Row) -> str:
     return f"line {row.place.line} of the input" + ("" if row.id is None else f" (id {row.id})")
 
 

@@ -23,8 +23,7 @@ MAX_TOKENS = 1 << 40  # more than any answer has: a number above it is nonsense
 
 OPERATION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _FOLDER = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_CANCELLED = 1
-_INVALID_ARGUMENT = 3
+_KINDS = {1: "cancelled", 3: "invalid_argument"}  # of failures, by their code
 _PASSING_CODES = frozenset({2, 4, 8, 13, 14, 15})
 _MAYBE_FORWARDED = frozenset({408, 499})
 _HTML = "an HTML page"
@@ -122,8 +121,8 @@ class Yandex:
     def _fill(self, body: JsonObject, model: str, system: str | None) -> None:
         if not body.get("modelUri") and not body.get("model_uri"):
             body["modelUri"] = model if "://" in model else f"gpt://{self._folder}/{model}"
-        messages = body.get("messages")
-        if system and messages and isinstance(messages, list) and not any(map(_is_system, messages)):
+        messages = body["messages"]
+        if system and all(message["role"] != "system" for message in messages):
             body["messages"] = [{"role": "system", "text": system}, *messages]
 
     def read(self, operation: Any) -> PollReply:
@@ -143,9 +142,9 @@ class Yandex:
                 return record.PollFailed("the reply is not an operation", status=200)
 
     def _failure(self, code: int, message: Any) -> Failure:
-        kind = {_CANCELLED: "cancelled", _INVALID_ARGUMENT: "invalid_argument"}.get(code, "provider_error")
         text = self._redact(message) if isinstance(message, str) else ""
-        return Failure(kind, text or "the service gave no reason", code, retryable=code in _PASSING_CODES)
+        said = text or "the service gave no reason"
+        return Failure(_KINDS.get(code, "provider_error"), said, code, retryable=code in _PASSING_CODES)
 
     def _read_alternative(self, alternative: JsonObject, response: JsonObject) -> PollReply:
         message = alternative.get("message") or {}
@@ -251,10 +250,7 @@ def _plain(body: bytes) -> str:
 def _fill_options(body: JsonObject, names: tuple[str, str], temperature: float | None, max_tokens: int | None) -> None:
     """Temperature and length limit, where the body has none under either spelling."""
     where = names[body.get(names[1]) is not None]
-    given = body.get(where)
-    options = {} if given is None else given
-    if not isinstance(options, dict):
-        return  # the service will say what is wrong with it
+    options = body.get(where) or {}
     wanted: JsonObject = {}
     if temperature is not None and options.get("temperature") is None:
         wanted["temperature"] = temperature
@@ -262,10 +258,6 @@ def _fill_options(body: JsonObject, names: tuple[str, str], temperature: float |
         wanted["maxTokens"] = str(max_tokens)
     if wanted:
         body[where] = options | wanted
-
-
-def _is_system(message: Any) -> bool:
-    return isinstance(message, dict) and message.get("role") == "system"
 
 
 def _usage(usage: Any) -> Usage:

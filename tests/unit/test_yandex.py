@@ -170,11 +170,6 @@ BODIES: dict[str, tuple[JsonObject, JsonObject]] = {
         {**WHOLE, "messages": [{"role": "user", "toolResultList": {"toolResults": []}}]},
         {**WHOLE, "messages": [SYSTEM, {"role": "user", "toolResultList": {"toolResults": []}}]},
     ),
-    "nonsense is left to the service": (
-        {**WHOLE, "messages": "Hi", "completionOptions": [1]},
-        {**WHOLE, "messages": "Hi", "completionOptions": [1]},
-    ),
-    "no messages stay no messages": ({**WHOLE, "messages": []}, {**WHOLE, "messages": []}),
 }
 
 
