@@ -26,8 +26,7 @@ from batchrun.record import Answer, Failure
 from batchrun.stop import Stop
 from batchrun.summary import Summary
 
-Message = str | dict[str, Any]
-Messages = Message | Iterable[Message]
+Messages = str | dict[str, Any] | Iterable[str | dict[str, Any]]
 PathName = str | os.PathLike[str]
 
 
@@ -164,10 +163,7 @@ class Operation:
             TryLater: it is not finished; or as ``get_status``.
             OperationFailed: it has no answer and will have none.
         """
-        outcome = await self._outcome()
-        if outcome is None:
-            raise TryLater(f"operation {self.id} is not finished", remedy="wait() for it, or ask again later")
-        return self._answer(outcome)
+        return self._answer(await self._outcome())
 
     async def wait(self, timeout: float | None = None, poll_interval: float | None = None) -> Answer:  # noqa: ASYNC109
         """Ask until there is an answer. Questions that fail are asked again.
@@ -204,18 +200,20 @@ class Operation:
         return reply
 
     async def _outcome(self) -> record.Outcome | None:
-        match await self._ask():
+        """What it came to; None while it is running."""
+        reply = await self._ask()
+        match reply:
             case record.Finished(outcome):
                 return outcome
             case record.StillRunning():
                 return None
-            case record.NotFound():
-                reason = "not found; it may be too new, deleted after 3 days, or another account's"
-            case record.Malformed(reason) | record.PollFailed(reason):
-                pass
+        unknown = "not found; it may be too new, deleted after 3 days, or another account's"
+        reason = unknown if isinstance(reply, record.NotFound) else reply.reason
         raise TryLater(f"operation {self.id}: {reason}", remedy="ask again; it costs nothing")
 
-    def _answer(self, outcome: record.Outcome) -> Answer:
+    def _answer(self, outcome: record.Outcome | None) -> Answer:
+        if outcome is None:
+            raise TryLater(f"operation {self.id} is not finished", remedy="wait() for it, or ask again later")
         if isinstance(outcome, Failure):
             raise OperationFailed(self.id, outcome)
         return outcome

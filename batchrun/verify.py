@@ -20,8 +20,8 @@ from batchrun.storage.results import lines_of
 from batchrun.tail import result_in
 
 MAX_NAMED = 20
-LINES_AT_ONCE = 1000
 NO_MORE = math.inf, 0
+GONE = "in the ledger, and no longer in the input"
 
 
 @dataclass(slots=True)
@@ -116,24 +116,19 @@ def named(row: Row) -> str:
 
 
 def _compare_input(ledger: Ledger, path: Path, found: Findings) -> None:
+    """Walk lines and rows side by side."""
+    rows = ledger.rows_in_order()
+    row = next(rows, None)
     with open_plain(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        end = ledger.job().input_size
-        next_line = 1
-        batch: dict[int, bytes] = {}
+        size, end = os.fstat(file.fileno()).st_size, ledger.job().input_size
         for line in read_lines(file.fileno(), size if end is None else end):
-            if is_record(line):
-                found.input_records += 1
-                batch[line.number] = digest(line.raw)
-            if len(batch) >= LINES_AT_ONCE:
-                _compare_lines(ledger, path, batch, next_line, line.number, found)
-                batch, next_line = {}, line.number + 1
-        _compare_lines(ledger, path, batch, next_line, ledger.last_line(), found)
-
-
-def _compare_lines(ledger: Ledger, path: Path, batch: dict[int, bytes], first: int, last: int, found: Findings) -> None:
-    for number, row in ledger.rows_by_line(first, last).items():
-        if number not in batch:
-            found.differ(f"{path}:{number}: in the ledger, and no longer in the input")
-        elif batch[number] != row.digest:
-            found.differ(f"{path}:{number}: changed since it was sent")
+            found.input_records += is_record(line)
+            while row is not None and row.place.line <= line.number:
+                if not is_record(line):
+                    found.differ(f"{path}:{row.place.line}: {GONE}")
+                elif row.digest != digest(line.raw):
+                    found.differ(f"{path}:{row.place.line}: changed since it was sent")
+                row = next(rows, None)
+    while row is not None:
+        found.differ(f"{path}:{row.place.line}: {GONE}")
+        row = next(rows, None)

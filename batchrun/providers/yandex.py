@@ -23,7 +23,6 @@ MAX_TOKENS = 1 << 40  # more than any answer has: a number above it is nonsense
 
 OPERATION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _FOLDER = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_KINDS = {1: "cancelled", 3: "invalid_argument"}  # of failures, by their code
 _PASSING_CODES = frozenset({2, 4, 8, 13, 14, 15})
 _MAYBE_FORWARDED = frozenset({408, 499})
 _HTML = "an HTML page"
@@ -142,9 +141,9 @@ class Yandex:
                 return record.PollFailed("the reply is not an operation", status=200)
 
     def _failure(self, code: int, message: Any) -> Failure:
+        kind = {1: "cancelled", 3: "invalid_argument"}.get(code, "provider_error")
         text = self._redact(message) if isinstance(message, str) else ""
-        said = text or "the service gave no reason"
-        return Failure(_KINDS.get(code, "provider_error"), said, code, retryable=code in _PASSING_CODES)
+        return Failure(kind, text or "the service gave no reason", code, retryable=code in _PASSING_CODES)
 
     def _read_alternative(self, alternative: JsonObject, response: JsonObject) -> PollReply:
         message = alternative.get("message") or {}

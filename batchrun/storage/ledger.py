@@ -479,6 +479,10 @@ class Ledger:
         """Every DONE row, in the order of the output."""
         return self._rows("rows_done")
 
+    def rows_in_order(self) -> Iterator[Row]:
+        """Every row, in the order of the input."""
+        return self._stream("rows_in_order")
+
     def rows_settled(self) -> Iterator[Row]:
         """Every DONE, FAILED, HELD and EXPIRED row, in the order of the input."""
         return self._rows("rows_settled")

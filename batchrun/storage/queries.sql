@@ -165,6 +165,10 @@ SELECT * FROM record
  WHERE state = 'done'
  ORDER BY out_offset;
 
+-- name: rows_in_order
+SELECT * FROM record INDEXED BY record_line
+ ORDER BY line;
+
 -- name: rows_settled
 -- Every row with an answer or a failure, in the order of the input: the index spares the sort.
 SELECT * FROM record INDEXED BY record_line

@@ -99,6 +99,15 @@ OUTPUTS: dict[str, tuple[Edit, list[str]]] = {
         ],
     ),
     "two lines that changed places": (lambda lines: [lines[1], lines[0], *lines[2:]], []),
+    "its lines in the opposite order": (lambda lines: lines[::-1], []),
+    "its first line at the end": (lambda lines: [*lines[1:], lines[0]], []),
+    "a line that is there twice, the second time in front of its place": (
+        lambda lines: [lines[9], *lines[1:]],
+        [
+            "out.jsonl:10: line 30 of the input is answered twice",
+            "out.jsonl: the answer to line 39 of the input (id r39) is missing",
+        ],
+    ),
     "a foreign line in the place of another": (
         lambda lines: [*lines[:5], b'{"operation_id":"of-another-job"}'.ljust(ANSWER_BYTES - 1) + b"\n", *lines[6:]],
         ["out.jsonl:6: changed since it was written; it answers line 34 of the input (id r34)"],
@@ -217,10 +226,7 @@ def test_an_input_with(books: Books, edit: Edit, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize("blank", [1, 3, 5, 9], ids=lambda line: f"line {line}")
-def test_a_blanked_line_is_noticed_wherever_the_reading_pauses(
-    books: Books, blank: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("batchrun.verify.LINES_AT_ONCE", 4)
+def test_a_blanked_line_is_noticed_wherever_it_stands(books: Books, blank: int) -> None:
     lines = books.lines(books.input)
     lines[blank - 1] = BLANK
     books.input.write_bytes(b"".join(lines))
