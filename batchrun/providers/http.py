@@ -36,9 +36,9 @@ ACCEPTANCES_KEPT = 10_000
 
 _REASONS = {  # by the name of an error's class or of its number; the first that fits
     "ClientConnectorDNSError": "name lookup failed",
-    "ConnectionTimeoutError": "no connection within {limits.connect_s:g} s",
-    "SocketTimeoutError": "silent for {limits.post_silence_s:g} s",
-    "TimeoutError": "no reply within {total_s:g} s",
+    "ConnectionTimeoutError": "no connection within {limits.connect:g} s",
+    "SocketTimeoutError": "silent for {limits.sock_read:g} s",
+    "TimeoutError": "no reply within {limits.total:g} s",
     "ClientSSLError": "connection closed during the TLS handshake",
     "ECONNREFUSED": "connection refused",
     "ENETUNREACH": "no route to the service",
@@ -53,6 +53,7 @@ _REASONS = {  # by the name of an error's class or of its number; the first that
 }
 _BASE_URL = re.compile(r"[A-Za-z0-9.:/\[\]_~%-]{1,2048}")  # no @, ? or #
 _HOST = re.compile(r"([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
+_LOOPBACK = re.compile(r"localhost|::1|127(\.[0-9]{1,3}){3}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,7 @@ class Http:
         except (aiohttp.ClientError, OSError) as error:
             if isinstance(error, aiohttp.ClientSSLError):
                 _refuse_bad_tls(error)
-            return (Ambiguous if sent else Unreachable)(self._reason(error, is_get=body is None))
+            return (Ambiguous if sent else Unreachable)(_reason(error, session.timeout))
 
     def drop_connections(self) -> None:
         """Use none of those that are open now for another request: their replies may lag behind their requests, and
@@ -217,13 +218,13 @@ class Http:
             wait_s = retry_after_s(response.headers.get("Retry-After"), now=time.time())
             return Reply(response.status, whole.partial, wait_s)
 
-    def _reason(self, error: Exception, *, is_get: bool) -> str:
-        """A few words of ours. Never the exception's own: it may print the request with its headers."""
-        limits = self._timeouts
-        names = {kind.__name__ for kind in type(error).__mro__}
-        names.add(errno.errorcode.get(getattr(error, "errno", None) or 0, ""))
-        reason = next((reason for name, reason in _REASONS.items() if name in names), "connection lost")
-        return reason.format(limits=limits, total_s=limits.get_s if is_get else limits.post_s)
+
+def _reason(error: Exception, limits: aiohttp.ClientTimeout) -> str:
+    """A few words of ours. Never the exception's own: it may print the request with its headers."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    names.add(errno.errorcode.get(getattr(error, "errno", None) or 0, ""))
+    reason = next((reason for name, reason in _REASONS.items() if name in names), "connection lost")
+    return reason.format(limits=limits)
 
 
 def _only_in_step(factory: partial[ResponseHandler], connections: WeakSet[Any]) -> Any:
@@ -253,7 +254,8 @@ def check_endpoint(url: str) -> str:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
-        has_host = ip_address(host) if "[" in parts.netloc or _is_dotted(host) else _HOST.fullmatch(host)
+        is_address = "[" in parts.netloc or re.fullmatch(r"[0-9.]+", host)
+        has_host = ip_address(host) if is_address else _HOST.fullmatch(host)
         is_sound = _BASE_URL.fullmatch(url) and parts.scheme in ("https", "http") and port != 0 and has_host
     except ValueError:
         is_sound = False
@@ -267,12 +269,7 @@ def check_endpoint(url: str) -> str:
 
 def is_loopback(url: str) -> bool:
     """Whether a URL leads to this machine."""
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or (_is_dotted(host) and ip_address(host).is_loopback)
-
-
-def _is_dotted(host: str) -> bool:
-    return re.fullmatch(r"[0-9.]+", host) is not None
+    return _LOOPBACK.fullmatch(urlsplit(url).hostname or "") is not None
 
 
 def retry_after_s(value: str | None, *, now: float) -> float:
