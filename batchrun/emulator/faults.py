@@ -10,8 +10,6 @@ from enum import StrEnum
 from statistics import NormalDist
 from typing import Annotated, Any, NamedTuple, Self, get_args
 
-_NORMAL = NormalDist()
-
 FOR_ALL_REQUESTS = frozenset({"seed", "rps", "rph", "read_rps", "api_key", "folder", "retry_after"})
 """Settings that a rule for some requests cannot change."""
 
@@ -175,7 +173,7 @@ class Draws(NamedTuple):
 def latency_s(draws: Draws) -> float:
     """Seconds from acceptance to the end of one operation: lognormal through ``p50`` and ``p99``."""
     p50, p99 = draws.settings.p50, draws.settings.p99
-    deviations = _NORMAL.inv_cdf(draws.number("latency")) / _NORMAL.inv_cdf(0.99)
+    deviations = NormalDist().inv_cdf(draws.number("latency")) / NormalDist().inv_cdf(0.99)
     return float(p50 * (p99 / p50) ** deviations) if p50 else 0.0
 
 

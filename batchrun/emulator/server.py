@@ -20,8 +20,10 @@ from .requests import InvalidRequest, read_request
 SUBMITS = {"POST /foundationModels/v1/completionAsync": "completion", "POST /llm/v1alpha/instructAsync": "instruct"}
 POLL = "GET /operations/"
 QUOTAS = {"rps": "RequestsPerSecond", "rph": "RequestsPerHour", "read_rps": "ResultRequestsPerSecond"}
-OF_SUBMITS = "submits_received", "submits_unauthorised", "submits_invalid", "refused_quota"
-OF_POLLS = "received", "unauthorised", "refused_quota", "running", "done", "not_found"
+COUNTED = (
+    *("submits_received", "submits_unauthorised", "submits_invalid", "refused_quota"),
+    *(f"polls_{each}" for each in ("received", "unauthorised", "refused_quota", "running", "done", "not_found")),
+)
 
 
 class Refused(Exception):
@@ -35,9 +37,7 @@ class Service:
         self._plan = Plan(settings)
         self._book = book
         self._polls = Counter[str]()  # of each operation
-        self._counts = Counter[str](
-            dict.fromkeys((*OF_SUBMITS, *(f"polls_{each}" for each in OF_POLLS), *COUNTED_FAULTS), 0)
-        )
+        self._counts = Counter[str](dict.fromkeys((*COUNTED, *COUNTED_FAULTS), 0))
         self._received = {"second": SlidingWindow(1), "hour": SlidingWindow(3600)}
         self._admitted = {name: SlidingWindow(3600 if name == "rph" else 1) for name in QUOTAS}
 
@@ -47,8 +47,7 @@ class Service:
             if call == "PUT /_faults":  # not part of the real service, as the next one
                 return self._change_faults(await request.read())
             if call == "GET /_stats":
-                payments = {} if request.query.get("totals") == "1" else {"payments": self._book.payments()}
-                return _response(self._totals() | payments)
+                return _response(self._stats(with_payments=request.query.get("totals") != "1"))
             if call in SUBMITS:
                 return await self._submit(request, SUBMITS[call])
             if call.startswith(POLL):
@@ -171,13 +170,10 @@ class Service:
             return _response({"error": str(exc)}, http=400)
         return _response(self._plan.settings)
 
-    def _totals(self) -> dict[str, Any]:
-        return {
-            **self._counts,
-            "accepted": len(self._book.operations),
-            "distinct": len(self._book.paid),
-            **{f"max_submits_in_one_{span}": window.busiest for span, window in self._received.items()},
-        }
+    def _stats(self, *, with_payments: bool) -> dict[str, Any]:
+        stats = {**self._counts, "accepted": len(self._book.operations), "distinct": len(self._book.paid)}
+        stats |= {f"max_submits_in_one_{span}": window.busiest for span, window in self._received.items()}
+        return stats | ({"payments": self._book.payments()} if with_payments else {})
 
 
 def _readable(text: str) -> str:

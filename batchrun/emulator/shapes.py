@@ -35,10 +35,9 @@ def operation_document(operation: Operation, settings: Settings, *, done: bool) 
         "metadata": None,
     }
     if done and operation.ending is Ending.FAIL:  # [P] google.rpc.Status, [I] its text
-        message = (
-            "internal error" if operation.fail_code == 13 else f"generation failed with code {operation.fail_code}"
-        )
-        document["error"] = {"code": operation.fail_code, "message": message, "details": []}
+        code = operation.fail_code
+        message = "internal error" if code == 13 else f"generation failed with code {code}"
+        document["error"] = {"code": code, "message": message, "details": []}
     elif done and operation.ending is not Ending.NEITHER:
         document["response"] = _response(operation, settings)
     if settings.null_timestamps:  # [W] as image generation answers
