@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -297,12 +298,9 @@ def parse_json(body: bytes) -> Any:
 
     Broken characters (half a surrogate pair, bad UTF-8) become U+FFFD: a paid answer is worth reading.
     """
-    try:
+    with suppress(orjson.JSONDecodeError):
         return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        pass
-    try:
+    with suppress(ValueError, RecursionError):
         text = json.dumps(json.loads(body.decode(errors="replace"), strict=False), ensure_ascii=False)
         return orjson.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
-    except (ValueError, RecursionError):
-        return None
+    return None
