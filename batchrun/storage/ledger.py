@@ -481,7 +481,7 @@ class Ledger:
 
     def rows_in_order(self) -> Iterator[Row]:
         """Every row, in the order of the input."""
-        return self._stream("rows_in_order")
+        return self._rows("rows_in_order")
 
     def rows_settled(self) -> Iterator[Row]:
         """Every DONE, FAILED, HELD and EXPIRED row, in the order of the input."""
