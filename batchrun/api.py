@@ -189,7 +189,7 @@ class Operation:
                 match record.decide(reply, age_s=age_s, trouble_s=trouble_s, policy=policy):
                     case record.PollAgain(after_s):
                         await asyncio.sleep(after_s)
-                    case record.Settle(outcome):
+                    case outcome:
                         return self._answer(outcome)
 
     async def _ask(self) -> record.PollReply:

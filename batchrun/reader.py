@@ -131,7 +131,7 @@ class Reader:
         if digest(raw) != row.digest:
             raise self._changed()
         parsed = self._source.parse(raw)
-        return Record(row.place, parsed.id, row.digest, parsed.prompt, parsed.meta, row.seq, row.history)
+        return Record(row.place, parsed.id, row.digest, parsed.prompt, row.seq, row.history)
 
     async def _lines_without_row(self) -> AsyncIterator[Line]:
         known_until = await self._storage.do(Ledger.last_line)
@@ -181,7 +181,7 @@ class Reader:
             self._backlog.counts[State.FAILED] += 1
             return None
         history = History(maybe_paid=parsed.maybe_paid)
-        return Record(place, parsed.id, digest(line.raw), parsed.prompt, parsed.meta, history=history)
+        return Record(place, parsed.id, digest(line.raw), parsed.prompt, history=history)
 
     async def _check_unchanged(self) -> None:
         """An input that only grew is read as far as it was checked; any other change ends the run."""

@@ -123,7 +123,6 @@ class Record:
     id: RecordId
     digest: bytes
     prompt: Prompt
-    meta: JsonObject
     seq: int | None = None
     history: History = History()
 
@@ -280,13 +279,9 @@ def after_submit(reply: SubmitReply, history: History, refusals: int, on_ambiguo
             return Move(State.OPEN)
         case Ambiguous(reason):
             return _after_ambiguous(reason, history, on_ambiguous)
-        case Unreachable():
+        case Unreachable() | Refused(status=429):
             return Move(State.NEW)
-        case Refused(status=429):
-            return Move(State.NEW)
-        case Refused(status=status) if status in STOPS_THE_RUN:
-            return Move(State.NEW)
-        case Refused() if is_passing(reply) and refusals < MAX_REFUSALS:
+        case Refused(status) if status in STOPS_THE_RUN or (is_passing(reply) and refusals < MAX_REFUSALS):
             return Move(State.NEW)
         case Refused(status, message, code):
             kind = "invalid_argument" if status in (400, 413, 422) else "rejected"
@@ -314,13 +309,8 @@ def after_failure(failure: Failure, history: History) -> Move:
     """What a failed operation means for its record, which is OPEN. A passing failure is sent again, twice at most."""
     if _is_passing(failure) and history.failed_operations < MAX_FAILED_OPERATIONS:
         return Move(State.NEW, adds_failed_operation=1)
-    match failure.kind:
-        case "held":
-            return Move(State.HELD, failure=failure)
-        case "expired":
-            return Move(State.EXPIRED, failure=failure)
-        case _:
-            return Move(State.FAILED, failure=failure)
+    to = {"held": State.HELD, "expired": State.EXPIRED}.get(failure.kind, State.FAILED)
+    return Move(to, failure=failure)
 
 
 def _is_passing(failure: Failure) -> bool:
@@ -361,15 +351,8 @@ class PollAgain:
     after_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """The operation is over, with this outcome."""
-
-    outcome: Outcome
-
-
-def decide(reply: PollReply, *, age_s: float, trouble_s: float, policy: PollPolicy) -> PollAgain | Settle:
-    """What one poll reply means for its operation.
+def decide(reply: PollReply, *, age_s: float, trouble_s: float, policy: PollPolicy) -> PollAgain | Outcome:
+    """What one poll reply means for its operation: an outcome settles it.
 
     Args:
         age_s: Seconds since the service accepted it.
@@ -377,16 +360,16 @@ def decide(reply: PollReply, *, age_s: float, trouble_s: float, policy: PollPoli
     """
     match reply:
         case Finished(outcome):
-            return Settle(outcome)
+            return outcome
         case StillRunning():
             return PollAgain(policy.gap_s(age_s))
         case PollFailed():
             return PollAgain(max(policy.gap_s(age_s), reply.retry_after_s))
         case NotFound() if age_s >= policy.retention_s:
-            return Settle(Failure("expired", "accepted and paid, but the service no longer keeps the answer"))
+            return Failure("expired", "accepted and paid, but the service no longer keeps the answer")
         case NotFound() if age_s >= policy.settling_in_s and trouble_s >= policy.patience_s:
-            return Settle(Failure("held", "accepted, but the service does not find it"))
+            return Failure("held", "accepted, but the service does not find it")
         case Malformed(reason) if trouble_s >= policy.patience_s:
-            return Settle(Failure("malformed", reason))
+            return Failure("malformed", reason)
         case NotFound() | Malformed():
             return PollAgain(policy.gap_s(age_s))

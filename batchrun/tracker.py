@@ -156,12 +156,12 @@ class Tracker:
                     if reply.status == 429:  # it says nothing of the operation, which keeps its turn; the pacer waits
                         after_s = operation[0] - now
                 self.polls.add((now + after_s, seq, operation_id, accepted_at))
-            case _ if isinstance(verdict.outcome, Answer):
-                answer = verdict.outcome
+            case _ if isinstance(verdict, Answer):
+                answer = verdict
                 await out.put(Answered(seq, operation_id, answer), len(answer.text or ""))
                 self._backlog.settled(State.DONE)
             case _:
-                await self._fail(seq, verdict.outcome)
+                await self._fail(seq, verdict)
         self._mark_looked_at(seq)
 
     def _note(self, seq: int, reply: PollReply, now: float, age_s: float) -> None:

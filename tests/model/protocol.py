@@ -26,7 +26,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 from batchrun import record
-from batchrun.record import Answer, Failure, Finished, History, Move, NotFound, OnAmbiguous, PollPolicy, Settle, State
+from batchrun.record import Answer, Failure, Finished, History, Move, NotFound, OnAmbiguous, PollPolicy, State
 from tests.model.disk import TORN, Books, C, File, Lines, Row, left_of, row_of
 
 Fate = Literal["alive", "answered", "failed", "gone"]
@@ -180,7 +180,7 @@ class Model:
 
         def polled(reply: str, fate: Fate, left: Left = left) -> Step:
             told = (*fates[: operation - 1], fate, *fates[operation:])
-            task = f"{reply}?" if isinstance(self.verdict(reply), Settle) else ""
+            task = f"{reply}?" if not isinstance(self.verdict(reply), record.PollAgain) else ""
             return f"is polled: {reply}", _tasked(world, number, task, told)._replace(left=left)
 
         match fate:
@@ -254,11 +254,11 @@ class Model:
         if request in SUBMIT_REPLIES:
             return record.after_submit(SUBMIT_REPLIES[request], row.history, 1, self.setup.on_ambiguous)
         verdict = self.verdict(request)
-        if isinstance(verdict, Settle) and isinstance(verdict.outcome, Failure):
-            return record.after_failure(verdict.outcome, row.history)
+        if isinstance(verdict, Failure):
+            return record.after_failure(verdict, row.history)
         return Move(State.DONE)
 
-    def _verdict(self, request: str) -> record.PollAgain | Settle:
+    def _verdict(self, request: str) -> record.PollAgain | record.Outcome:
         reply, age_s, trouble_s = POLL_REPLIES[request]
         return record.decide(reply, age_s=age_s, trouble_s=trouble_s, policy=POLICY)
 

@@ -48,7 +48,7 @@ def a_record(line: int, *, id: RecordId = None, seq: int | None = None) -> Recor
     """The record of such a line, in a file that holds nothing else."""
     raw = a_line(line)
     place = Place(line, (line - 1) * LINE_BYTES, len(raw))
-    return Record(place, id, digest(raw), Prompt(f"question {line:06d}"), {}, seq)
+    return Record(place, id, digest(raw), Prompt(f"question {line:06d}"), seq)
 
 
 def operation_of(seq: int) -> str:

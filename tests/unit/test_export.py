@@ -68,7 +68,7 @@ class Shelf:
 
     def send(self, line: int) -> int:
         raw = self._lines[line - 1]
-        record = Record(self._places[line], parse(raw).id, digest(raw), Prompt("not looked at"), {})
+        record = Record(self._places[line], parse(raw).id, digest(raw), Prompt("not looked at"))
         with self.ledger.transaction():
             seq = self.ledger.record_intent(record, "request", NOW)
             self.ledger.record_operation(seq, f"op-{line}", NOW)

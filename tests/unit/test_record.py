@@ -31,7 +31,6 @@ from batchrun.record import (
     PollReply,
     Refused,
     Settings,
-    Settle,
     State,
     StillRunning,
     SubmitReply,
@@ -234,9 +233,9 @@ def test_a_poll_reply_means(reply: PollReply, age_s: float, trouble_s: float, me
     match decide(reply, age_s=age_s, trouble_s=trouble_s, policy=POLICY):
         case PollAgain(after_s):
             assert after_s == pytest.approx(meaning)
-        case Settle(Failure(kind=kind)):
+        case Failure(kind=kind):
             assert kind == meaning
-        case Settle(outcome):
+        case outcome:
             assert (outcome, meaning) == (ANSWER, None)
 
 

@@ -47,7 +47,7 @@ class Desk:
         place = self._append(raw)
         with self.ledger.transaction():
             seq = self.ledger.record_intent(
-                Record(place, id, digest(raw), Prompt("not looked at"), {}), "request", NOW - 60
+                Record(place, id, digest(raw), Prompt("not looked at")), "request", NOW - 60
             )
             self.ledger.record_operation(seq, f"op{seq}", NOW - 60)
         return seq
