@@ -46,7 +46,7 @@ class HourWindow:
     3,601 of them, and all of these are counted.
     """
 
-    def __init__(self, limit: int, past: Iterable[tuple[float, int]] = ()) -> None:
+    def __init__(self, limit: float, past: Iterable[tuple[float, int]] = ()) -> None:
         self.limit = limit
         self._seconds: deque[tuple[int, int]] = deque()
         self._sum = 0
@@ -60,8 +60,7 @@ class HourWindow:
 
     def free_at(self, now: float) -> float:
         """The earliest time for one more permit; not later than ``now`` if there is room."""
-        self._forget(now)
-        surplus = self._sum - self.limit + 1
+        surplus = self.used(now) - self.limit + 1
         if surplus <= 0:
             return now
         for second, permits in self._seconds:
@@ -75,7 +74,8 @@ class HourWindow:
 
     def used(self, now: float) -> int:
         """Permits of the last hour."""
-        self._forget(now)
+        while self._seconds and self._seconds[0][0] + HOUR_S + 1 <= now:
+            self._sum -= self._seconds.popleft()[1]
         return self._sum
 
     def _add(self, second: int, permits: int) -> None:
@@ -85,10 +85,6 @@ class HourWindow:
         else:
             self._seconds.append((second, permits))
         self._sum += permits
-
-    def _forget(self, now: float) -> None:
-        while self._seconds and self._seconds[0][0] + HOUR_S + 1 <= now:
-            self._sum -= self._seconds.popleft()[1]
 
 
 class Pacer:
@@ -101,7 +97,7 @@ class Pacer:
 
     def __init__(self, rate: float, per_hour: HourWindow | None = None) -> None:
         self.ceiling = rate
-        self._hour = per_hour
+        self._hour = per_hour or HourWindow(math.inf)
         self._rate = self._known = rate
         self._slot = self._slot_if_accepted = 0.0
         self._not_before = 0.0
@@ -120,9 +116,7 @@ class Pacer:
         at = max(self._slot, self._not_before)
         if len(self._last_second) == self._last_second.maxlen and self.ceiling >= 1:
             at = max(at, self._last_second[0] + 1.0)
-        if self._hour is not None:
-            at = max(at, self._hour.free_at(now))
-        return at - now
+        return max(at, self._hour.free_at(now)) - now
 
     def take(self, now: float) -> None:
         """A permit is used."""
@@ -130,8 +124,7 @@ class Pacer:
         self._slot_if_accepted = start + 1.0 / self.rate(now)
         self._slot = start + STUCK_S if self._is_stuck(now) else self._slot_if_accepted
         self._last_second.append(now)
-        if self._hour is not None:
-            self._hour.take(now)
+        self._hour.take(now)
 
     def refused(self, now: float, retry_after_s: float = 0.0) -> None:
         """The service asked for less (429), or a poll failed. Slower at once, but not twice for one burst."""
@@ -159,7 +152,7 @@ class Pacer:
 
     def limited_by(self, now: float) -> str:
         """What holds the next permit back: ``hour``, ``429`` or ``rate``."""
-        if self._hour is not None and self._hour.free_at(now) > now + 1.0:
+        if self._hour.free_at(now) > now + 1.0:
             return "hour"
         return "429" if self.rate(now) < self.ceiling or self._not_before > now else "rate"
 
