@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import batchrun
+from batchrun import tail
 from batchrun.check import Source, reading_of
 from batchrun.config import JobConfig
 from batchrun.errors import BatchrunError, InputProblem, UsageProblem
@@ -30,18 +31,6 @@ from batchrun.storage.jobdir import JobDir, JobPaths
 from batchrun.storage.ledger import Ledger
 from batchrun.storage.results import Results
 from batchrun.summary import summarize
-from batchrun.tail import (
-    Kept,
-    lock_output,
-    mend,
-    open_output,
-    output_changed,
-    rebuild,
-    refuse_unknown_answers,
-    replaced,
-    take_out,
-    walk_tail,
-)
 
 SUBMISSIONS_KEPT_S = 2 * 3600
 
@@ -88,20 +77,20 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
             if is_new:
                 remedy = "its state is needed: bring it back; or leave out --rebuild-output, and pay for everything"
                 raise InputProblem(f"{config.paths.output} has no job ({config.paths.state})", remedy=remedy)
-            missing = rebuild(ledger, jobdir, now)
+            missing = tail.rebuild(ledger, jobdir, now)
             event("rebuilt", missing=missing)
             config.tell(f"answers to be fetched again: {missing:,}")
-        results = None if is_new else held.enter_context(closing(open_output(ledger, config.paths)))
+        results = None if is_new else held.enter_context(closing(tail.open_output(ledger, config.paths)))
         run_id = close_the_books(ledger, results, jobdir, config, now)
         try:
             settle_settings(ledger, config)
             if config.collect_only:
                 source = unread(ledger, input_fd, config)
             else:
-                source = settle_input(ledger, input_fd, config, partial(take_out, ledger, results, jobdir, now))
+                source = settle_input(ledger, input_fd, config, partial(tail.take_out, ledger, results, jobdir, now))
             if results is None:
-                results = held.enter_context(closing(lock_output(config.paths.output)))
-            elif (rewritten := replaced(ledger, config.paths)) is not None:
+                results = held.enter_context(closing(tail.lock_output(config.paths.output)))
+            elif (rewritten := tail.replaced(ledger, config.paths)) is not None:
                 results = held.enter_context(closing(rewritten))
             if config.retry is not None:
                 send_again(ledger, config, source.end)
@@ -145,7 +134,7 @@ def unread(ledger: Ledger, fd: int, config: JobConfig) -> Source:
 def start_over(jobdir: JobDir, now: float) -> tuple[JobDir, str]:
     """--new-run: the old job keeps its files under a dated name, and this one begins with none."""
     if jobdir.paths.output.exists():
-        lock_output(jobdir.paths.output).close()
+        tail.lock_output(jobdir.paths.output).close()
     suffix = jobdir.put_aside(now)
     event("put_aside", suffix=suffix)
     fresh = JobDir.take(jobdir.paths)
@@ -176,23 +165,19 @@ def close_the_books(ledger: Ledger, results: Results | None, jobdir: JobDir, con
     last_run = ledger.last_run()
     if last_run is not None and last_run.ended_at is None:
         ledger.check()
-    kept: list[Kept] = []
-    cut = 0
-    if results is not None:
-        start = ledger.job().out_committed
-        earlier = ledger.last_run()
-        if earlier is not None and earlier.ended_at is not None and results.size() > start:
-            raise output_changed(jobdir.paths, "has grown since its last run ended", ledger)
-        kept, end = walk_tail(ledger, results, start)
-        refuse_unknown_answers(ledger, results, end)
-        if results.size() > start:
-            cut = mend(results, start, end, jobdir, now)
+    kept: list[tail.Kept] = []
+    cut, start = 0, ledger.job().out_committed
+    if results is not None and results.size() > start:
+        if last_run is not None and last_run.ended_at is not None:
+            raise tail.output_changed(jobdir.paths, "has grown since its last run ended", ledger)
+        kept, end = tail.walk_tail(ledger, results, start)
+        tail.refuse_unknown_answers(ledger, results, end)
+        cut = tail.mend(results, start, end, jobdir, now)
     with ledger.transaction():
         for line in kept:
             ledger.record_done(line.row.seq, line.row.operation_id or "", line.written, line.usage, now)
         if kept:
-            last = kept[-1]
-            ledger.save_out_committed(last.written.end, last.row.seq)
+            ledger.save_out_committed(kept[-1].written.end, kept[-1].row.seq)
         lost = ledger.move_all(State.INTENT, after_crash(config.on_ambiguous), now)
         ledger.forget_submissions(now - SUBMISSIONS_KEPT_S, now + SUBMISSIONS_KEPT_S)
         epoch = ledger.next_epoch()
@@ -217,8 +202,8 @@ def settle_settings(ledger: Ledger, config: JobConfig) -> None:
     with ledger.transaction():
         ledger.save_settings(config.settings)
         ledger.save(input_inode=None)  # it is read once more: what is a bad line may be another matter now
-        refused = (row for row in ledger.rows_unwell() if row.state is State.FAILED)
-        ledger.reopen(*(row.seq for row in refused if row.failure is not None and row.failure.kind != "bad_input"))
+        refused = (row for row in ledger.rows_unwell() if row.failure and row.failure.kind != "bad_input")
+        ledger.reopen(*(row.seq for row in refused if row.state is State.FAILED))
 
 
 # --- what a person asks for ---
@@ -229,33 +214,26 @@ def send_again(ledger: Ledger, config: JobConfig, end: int) -> None:
 
     ``end``: of what is read; a record behind it (``--limit``) stays as it is.
     """
-    read = (row for row in ledger.rows_unwell() if row.place.offset < end)
-    unwell = ((row.seq, row.failure) for row in read if row.failure is not None)
     with ledger.transaction():
-        again = ledger.reopen(
-            *(seq for seq, failure in unwell if (failure.kind == config.retry if config.retry else failure.retryable))
-        )
-    announce(config, again)
+        unwell = ((row.seq, row.failure) for row in ledger.rows_unwell() if row.failure and row.place.offset < end)
+        again = [seq for seq, why in unwell if (why.kind == config.retry if config.retry else why.retryable)]
+        counted = ledger.reopen(*again)
+    announce(config, counted)
 
 
 def _difference(before: dict[str, object], now: Settings) -> str:
-    changed = [(name, before.get(name), value) for name, value in asdict(now).items() if before.get(name) != value]
-    words = []
-    for name, old, new in changed:
-        if name == "system":
-            words.append("another system message")
-        elif name in ("template", "schema"):
-            words.append(f"another {name}")
-        elif name == "model_given":
-            words.append("its model named by -m, now not" if old else "its model not named by -m, now it is")
-        elif name == "on_this_machine":
-            words.append(
-                "an --endpoint " + ("on this machine, now the service" if old else "elsewhere, now on this machine")
-            )
-        else:
-            words.append(f"{name} {_shown(old)}, now {_shown(new)}")
-    return "; ".join(words)
+    return "; ".join(_changed(name, before.get(name), to) for name, to in asdict(now).items() if before.get(name) != to)
 
 
-def _shown(value: object) -> str:
-    return "not set" if value is None else str(value)
+def _changed(name: str, old: object, new: object) -> str:
+    match name:
+        case "system":
+            return "another system message"
+        case "template" | "schema":
+            return f"another {name}"
+        case "model_given":
+            return "its model named by -m, now not" if old else "its model not named by -m, now it is"
+        case "on_this_machine":
+            return f"an --endpoint {'on this machine, now the service' if old else 'elsewhere, now on this machine'}"
+    old, new = ("not set" if value is None else value for value in (old, new))
+    return f"{name} {old}, now {new}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +14,7 @@ from batchrun import recovery, tail
 from batchrun.record import Accepted, Move, Record, State, SubmitReply
 from batchrun.storage import jobdir, results
 from batchrun.storage import ledger as books
+from batchrun.storage.jobdir import JobPaths
 from batchrun.storage.ledger import Ledger
 from batchrun.storage.results import Results
 from batchrun.storage.thread import Storage
@@ -65,7 +67,7 @@ def no_quarantine() -> AbstractContextManager[Any]:
 
 
 def no_look_at_the_tail() -> AbstractContextManager[Any]:
-    return patch.object(recovery, "walk_tail", lambda ledger, results, start: ([], start))
+    return patch.object(tail, "walk_tail", lambda ledger, results, start: ([], start))
 
 
 def no_flag_for_a_lost_reply() -> AbstractContextManager[Any]:
@@ -160,4 +162,8 @@ def no_quarantine_for_what_is_taken_out() -> AbstractContextManager[Any]:
 
 def no_end_of_what_a_crash_interrupted() -> AbstractContextManager[Any]:
     """A start does not look for a new output."""
-    return patch.object(tail, "replaced", lambda ledger, paths: None)
+
+    def find_output(ledger: Ledger, paths: JobPaths) -> Results | None:
+        return tail.lock_output(paths, create=False) if os.path.lexists(paths.output) else None
+
+    return patch.object(tail, "find_output", find_output)
