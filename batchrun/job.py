@@ -20,9 +20,10 @@ from batchrun.pacing import HOUR_S, HourWindow, Outage, Pacer
 from batchrun.providers.base import Provider
 from batchrun.providers.instruct import Instruct
 from batchrun.providers.yandex import Credentials, Yandex, credentials_from
-from batchrun.reader import Backlog, Reader
+from batchrun.reader import Reader
 from batchrun.record import Record
 from batchrun.recovery import Recovered, recover
+from batchrun.run import Backlog, Run
 from batchrun.stop import Stop, on_signals
 from batchrun.storage.disk import Disk
 from batchrun.storage.ledger import Ledger
@@ -30,11 +31,10 @@ from batchrun.storage.thread import Storage
 from batchrun.submitter import Submitter
 from batchrun.summary import Summary, summarize
 from batchrun.tracker import Answered, Tracker
-from batchrun.writer import Writer, write_failures
+from batchrun.writer import write_answers, write_failures
 
 QUEUE_RECORDS = 1024
 QUEUE_BYTES = 64 << 20
-MAX_OPEN = 5000
 MAX_OUTAGE_S = 900.0
 GRACE_S = 10.0
 
@@ -67,7 +67,7 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
             with ledger.transaction():
                 ledger.save(options=config.remembered())
         if recovered.has_work:
-            problem = work_through(config, recovered, environ, screen)
+            problem = work_through(work(config, recovered, environ, screen))
         with on_signals(lambda number: None):  # a few files are left to bring in step
             summary = summarize(ledger, recovered.source.records)
             if problem is None and summary.unsent and config.limit is None and not config.collect_only:
@@ -80,14 +80,8 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
                 close_job(config, recovered, code, problem)
         event("finished", exit_code=code, **{str(state): count for state, count in summary.counts.items()})
         lost_meta = recovered.has_work and not stat.S_ISREG(os.fstat(recovered.source.fd).st_mode)
-    return replace(
-        summary,
-        exit_code=code,
-        problem=problem,
-        put_aside=recovered.put_aside,
-        lost_meta=lost_meta,
-        seconds=time.time() - started_at,
-    )
+    put_aside, seconds = recovered.put_aside, time.time() - started_at
+    return replace(summary, exit_code=code, problem=problem, put_aside=put_aside, lost_meta=lost_meta, seconds=seconds)
 
 
 def close_job(config: JobConfig, recovered: Recovered, code: int, problem: BatchrunError | None) -> None:
@@ -98,99 +92,70 @@ def close_job(config: JobConfig, recovered: Recovered, code: int, problem: Batch
     recovered.ledger.checkpoint()
 
 
-def work_through(
-    config: JobConfig, recovered: Recovered, environ: Mapping[str, str], screen: Screen | None
-) -> BatchrunError | None:
+def work_through(stages: Coroutine[Any, Any, BatchrunError | None]) -> BatchrunError | None:
     """Run the event loop. Returns why it stopped early, if it did."""
+    problem = None
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(work(config, recovered, environ, screen))
-    except BatchrunError as problem:
-        return problem
-    except BaseExceptionGroup as group:
-        expected, bugs = group.split(BatchrunError)
-        if bugs is not None or expected is None:
-            raise
-        return _first(expected)
+            problem = runner.run(stages)
+    except* BatchrunError as group:
+        problem = _first(group)
+    return problem
 
 
 async def work(
     config: JobConfig, recovered: Recovered, environ: Mapping[str, str], screen: Screen | None
 ) -> BatchrunError | None:
     """Drive every record to a settled state; safe to call again after a crash."""
-    ledger, source, settings = recovered.ledger, recovered.source, config.settings
-    operations = ledger.open_operations()
-    stop, outage, disk = Stop(), Outage(MAX_OUTAGE_S), Disk(config.paths)
+    ledger, results, source = recovered.ledger, recovered.results, recovered.source
+    operations, begun = ledger.open_operations(), summarize(ledger, source.records)
+    pacer = Pacer(config.rps, _hour_window(config, ledger))
+    stop = Stop()
     if config.deadline is not None:
         wait_s = max(0.0, config.deadline - time.monotonic())
         asyncio.get_running_loop().call_later(wait_s, stop.request, DeadlineReached())
-    submit_pacer, read_pacer = Pacer(config.rps, _hour_window(config, ledger)), Pacer(config.read_rps)
     records = Channel[Record](QUEUE_RECORDS, QUEUE_BYTES)
     answers = Channel[Answered](QUEUE_RECORDS, QUEUE_BYTES)
-    begun = summarize(ledger, source.records)
     event("begun", open=len(operations), to_send=0 if config.collect_only else begun.unsent)
     if config.collect_only:
         records.close()  # whatever the reader has for it is not sent
 
-    with on_signals(stop.on_signal):
-        async with open_provider(config, environ) as provider, open_storage(recovered) as storage:
-            backlog = Backlog(begun.counts)
-            reader = Reader(source, storage, backlog, stop)
-            tracker = Tracker(provider, storage, backlog, stop, read_pacer, outage, operations, source.fd)
-            submitter = Submitter(
-                provider,
-                storage,
-                backlog,
-                stop,
-                submit_pacer,
-                outage,
-                config,
-                has_room=lambda: len(tracker) < MAX_OPEN and disk.has_room and tracker.polls.has_time(time.monotonic()),
-                accepted=tracker.add,
-            )
-            writer = Writer(source, storage, settings)
-
-            async def intake() -> None:
-                await tracker.looked_at_all.wait()  # answers before new submissions: they expire
-                await submitter.run(records, config.concurrency)
-
+    with on_signals(stop.on_signal), closing(Storage(ledger, results)) as storage:
+        async with open_provider(config, environ) as provider:
+            backlog, outage, disk = Backlog(begun.counts), Outage(MAX_OUTAGE_S), Disk(config.paths)
+            run = Run(config, source, provider, storage, backlog, stop, outage, disk)
+            tracker = Tracker(run, operations)
+            submitter = Submitter(run, pacer, tracker)
             async with asyncio.TaskGroup() as stages:
-                reading = stages.create_task(reader.run(records), name="reader")
-                sending = stages.create_task(intake(), name="submitter")
-                polling = stages.create_task(
-                    tracker.run(answers, 2 * config.concurrency, until=sending), name="tracker"
-                )
-                watchers = [
-                    stages.create_task(end_well(stop, records, backlog, tracker, sending, polling), name="end_well"),
-                    stages.create_task(disk.watch(stop, lambda: not len(tracker)), name="disk"),
+                reading = stages.create_task(Reader(run).run(records), name="reader")
+                sending = stages.create_task(submitter.run(records), name="submitter")
+                polling = stages.create_task(tracker.run(answers), name="tracker")
+                watching = [
+                    end_well(run, records, tracker, sending, polling),
+                    disk.watch(stop, lambda: not len(tracker)),
                 ]
                 if screen is not None:
-                    shown = Progress(begun, backlog, tracker, submitter, stop)
-                    watchers.append(stages.create_task(screen(shown), name="screen"))
-                await writer.run(answers)
+                    watching.append(screen(Progress(begun, backlog, tracker, submitter, stop)))
+                watchers = [stages.create_task(each) for each in watching]
+                await write_answers(run, answers)
                 await asyncio.wait([reading, sending, polling])
                 for watcher in watchers:
                     watcher.cancel()
     if stop.error is None:
-        recovered.results.check_is_ours()  # the last append may be long ago
+        results.check_is_ours()  # the last append may be long ago
     return stop.error
 
 
 async def end_well(
-    stop: Stop,
-    records: Channel[Record],
-    backlog: Backlog,
-    tracker: Tracker,
-    sending: asyncio.Task[None],
-    polling: asyncio.Task[None],
+    run: Run, records: Channel[Record], tracker: Tracker, sending: asyncio.Task[None], polling: asyncio.Task[None]
 ) -> None:
     """Once a stop is requested: send nothing new, wait for the replies on their way, then let go of them."""
-    await stop.requested.wait()
-    event("stopping", reason=type(stop.error).__name__)
+    await run.stop.requested.wait()
+    event("stopping", reason=type(run.stop.error).__name__)
     records.close(discard=True)
-    backlog.end()
+    run.backlog.end()
     tracker.looked_at_all.set()
-    hurry = asyncio.create_task(stop.hurried.wait())
+    hurry = asyncio.create_task(run.stop.hurried.wait())
     await asyncio.wait([sending, hurry], timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
     hurry.cancel()
     sending.cancel()
@@ -214,21 +179,8 @@ async def open_provider(config: JobConfig, environ: Mapping[str, str]) -> AsyncI
         started = await emulator.start(faults, journal=config.paths.emulator_journal)
     except (OSError, ValueError) as error:
         raise DiskProblem(f"the emulator cannot start: {error}", remedy="see to its file, or --new-run") from error
-    async with (
-        started as server,
-        connect(nobody, endpoint=server.url) as provider,
-    ):
+    async with started as server, connect(nobody, endpoint=server.url) as provider:
         yield provider
-
-
-@asynccontextmanager
-async def open_storage(recovered: Recovered) -> AsyncIterator[Storage]:
-    """The storage thread; what has arrived is on disk when this is left."""
-    storage = Storage(recovered.ledger, recovered.results)
-    try:
-        yield storage
-    finally:
-        storage.close()
 
 
 def _hour_window(config: JobConfig, ledger: Ledger) -> HourWindow:

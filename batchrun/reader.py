@@ -5,96 +5,29 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 
 import aiofiles
 
 from batchrun.channel import Channel
-from batchrun.check import BLOCK_BYTES, TOO_LONG, Source, is_record, prefix_digest
+from batchrun.check import BLOCK_BYTES, TOO_LONG, is_record, prefix_digest
 from batchrun.errors import InputProblem
 from batchrun.lines import BadLine, Line, LineSplitter, digest
 from batchrun.log import event
 from batchrun.record import Failure, History, Place, Record, State
-from batchrun.stop import Stop
+from batchrun.run import Run
 from batchrun.storage.ledger import Ledger
-from batchrun.storage.thread import Storage
-
-
-class Backlog:
-    """What was read and is not settled. While any of it is left, a record may still come back to be sent again."""
-
-    def __init__(self, counts: Mapping[State, int]) -> None:
-        """``counts``: what the ledger says at the start."""
-        self.counts = dict(counts)
-        self.unsettled = counts[State.OPEN]
-        self._returned: deque[int] = deque()
-        self._unsent: dict[int, int] = {}
-        self._changed = asyncio.Event()
-        self._ended = False
-
-    def end(self) -> None:
-        """The run stops: nothing is waited for any more."""
-        self._ended = True
-        self._changed.set()
-
-    # --- for the reader ---
-
-    def read(self, record: Record) -> None:
-        """A record goes into the submit queue."""
-        self.unsettled += 1
-        if record.seq is None:
-            self._unsent[record.place.offset] = record.place.line
-
-    def take_returned(self) -> int | None:
-        """The row of a record that is to be sent again."""
-        if not self._returned:
-            return None
-        self.unsettled -= 1
-        return self._returned.popleft()
-
-    async def wait_for_returned(self) -> int | None:
-        """The same, but waits while one may still come; None once all is settled."""
-        while not self._returned and self.unsettled and not self._ended:
-            self._changed.clear()
-            await self._changed.wait()
-        return self.take_returned()
-
-    def low_water(self, line: int, offset: int) -> tuple[int, int]:
-        """(line, offset) before which every line has a row, when the reader is about to read this one."""
-        first = next(iter(self._unsent.items()), None)
-        return (line, offset) if first is None else (first[1], first[0])
-
-    # --- for the submitter and the tracker ---
-
-    def has_row(self, record: Record) -> None:
-        """The ledger knows the record: a restart finds it there."""
-        self._unsent.pop(record.place.offset, None)
-
-    def settled(self, state: State) -> None:
-        """A record has reached this state and will not come back."""
-        self.counts[state] += 1
-        self.unsettled -= 1
-        self._changed.set()
-
-    def give_back(self, seq: int, after_s: float) -> None:
-        """A record is NEW again and shall be sent after so many seconds."""
-        asyncio.get_running_loop().call_later(after_s, self._return, seq)
-
-    def _return(self, seq: int) -> None:
-        self._returned.append(seq)
-        self._changed.set()
 
 
 class Reader:
     """Reads what has no row yet, and again what comes back. Holds no more than a block and one record."""
 
-    def __init__(self, source: Source, storage: Storage, backlog: Backlog, stop: Stop) -> None:
-        self._source = source
-        self._storage = storage
-        self._backlog = backlog
-        self._stop = stop
-        self._position = source.first_line, source.first_offset
+    def __init__(self, run: Run) -> None:
+        self._source = source = run.source
+        self._storage = run.storage
+        self._backlog = run.backlog
+        self._stop = run.stop
+        self._splitter = LineSplitter(offset=source.first_offset, number=source.first_line)
         self._seen = (source.checked or (0, 0, 0, b""))[:3]
 
     async def run(self, out: Channel[Record]) -> None:
@@ -145,13 +78,10 @@ class Reader:
             await self._save_low_water()
 
     async def _save_low_water(self) -> None:
-        await self._storage.do(Ledger.save_low_water, *self._backlog.low_water(*self._position))
+        await self._storage.do(Ledger.save_low_water, *self._backlog.low_water(*self._splitter.position))
 
     async def _blocks(self) -> AsyncIterator[list[Line]]:
-        """The lines of each block; ``_position`` is where the reader goes on after them."""
-        source = self._source
-        splitter = LineSplitter(offset=source.first_offset, number=source.first_line)
-        at = source.first_offset
+        source, at = self._source, self._source.first_offset
         async with aiofiles.open(source.fd, "rb", buffering=0, closefd=False) as file:
             await file.seek(at)
             while at < source.end and not self._stop.is_requested:
@@ -160,13 +90,9 @@ class Reader:
                 if not block:
                     raise self._changed()
                 at += len(block)
-                lines = splitter.feed(block)
-                self._position = splitter.position
-                yield lines
+                yield self._splitter.feed(block)
             if not self._stop.is_requested:
-                lines = splitter.end()
-                self._position = splitter.position
-                yield lines
+                yield self._splitter.end()
 
     async def _record(self, line: Line) -> Record | None:
         """The record of a line; a bad one is written off at once."""

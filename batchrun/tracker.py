@@ -10,31 +10,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from batchrun import record
 from batchrun.channel import Channel
 from batchrun.errors import CredentialsRefused, NoSuccess
 from batchrun.log import event, is_detailed
-from batchrun.pacing import LAPSES_SOON_S, Due, Outage, Pacer, Polls, backoff_s, with_jitter_s
-from batchrun.providers.base import Provider
-from batchrun.reader import Backlog
-from batchrun.record import (
-    STOPS_THE_RUN,
-    Answer,
-    Failure,
-    Malformed,
-    NotFound,
-    PollAgain,
-    PollFailed,
-    PollPolicy,
-    PollReply,
-    State,
-    after_failure,
-    decide,
-)
+from batchrun.pacing import LAPSES_SOON_S, Due, Pacer, Polls, backoff_s, with_jitter_s
+from batchrun.record import Answer, Failure, NotFound, PollFailed, PollReply, State
 from batchrun.redact import without_echo
-from batchrun.stop import Stop
+from batchrun.run import Run
 from batchrun.storage.ledger import Ledger
-from batchrun.storage.thread import Storage
 
+MAX_OPEN = 5000
 TIMER_GRAIN_S = 0.05
 STRANGERS_IN_A_ROW = 3
 FAILURES_THAT_SLOW = 5
@@ -50,31 +36,17 @@ class Answered:
 
 
 class Tracker:
-    """Polls every open operation until it is settled; ``workers`` polls at a time."""
+    """Polls every open operation until it is settled, twice as many at a time as the submitter sends."""
 
-    def __init__(
-        self,
-        provider: Provider,
-        storage: Storage,
-        backlog: Backlog,
-        stop: Stop,
-        pacer: Pacer,
-        outage: Outage,
-        operations: Sequence[tuple[int, str, float]],
-        input_fd: int,
-    ) -> None:
+    def __init__(self, run: Run, operations: Sequence[tuple[int, str, float]]) -> None:
         """``operations``: (seq, ID, accepted at in Unix seconds) of an earlier run, oldest first: polled at once."""
-        self._provider = provider
-        self._storage = storage
-        self._backlog = backlog
-        self._stop = stop
-        self._pacer = pacer
-        self._outage = outage
-        self._policy = PollPolicy(provider.retention_s)
+        self._run = run
+        self._stop = run.stop
+        self._pacer = Pacer(run.config.read_rps)
+        self._policy = record.PollPolicy(run.provider.retention_s)
         now, wall = time.monotonic(), time.time()
-        self._input_fd = input_fd
         earlier = [(now, seq, id_, now - max(0.0, wall - at)) for seq, id_, at in operations]
-        self.polls = Polls(pacer, provider.retention_s, earlier)
+        self._polls = Polls(self._pacer, run.provider.retention_s, earlier)
         self.lapse_from: float | None = None  # Unix seconds, once it is near
         self._polling = 0
         self._turn = asyncio.Lock()
@@ -84,28 +56,31 @@ class Tracker:
         self._has_found_one = False
         self._first_look = {seq for seq, _, _ in operations}
         self.looked_at_all = asyncio.Event()
-        self._intake: asyncio.Task[None] | None = None
+        self.all_sent = False  # no operation will be added
         self._mark_looked_at(-1)
 
     def __len__(self) -> int:
         """Operations open right now."""
-        return len(self.polls) + self._polling
+        return len(self._polls) + self._polling
 
     @property
     def troubled(self) -> int:
         """Open operations that the service does not find, or calls finished without an answer; asked for 10 minutes."""
         return len(self._trouble_since)
 
+    def has_room(self) -> bool:
+        """Whether one more operation may be opened."""
+        return len(self) < MAX_OPEN and self._polls.has_time(time.monotonic())
+
     def add(self, seq: int, operation_id: str, accepted_at: float) -> None:
         """A new operation; its first poll is due after the shortest gap."""
-        self.polls.add((accepted_at + self._policy.gap_s(0.0), seq, operation_id, accepted_at))
+        self._polls.add((accepted_at + self._policy.gap_s(0.0), seq, operation_id, accepted_at))
 
-    async def run(self, out: Channel[Answered], workers: int, until: asyncio.Task[None]) -> None:
-        """Poll until ``until`` is done and nothing is open, or the stop is requested. Closes ``out``."""
-        self._intake = until
+    async def run(self, out: Channel[Answered]) -> None:
+        """Poll until all is sent and nothing is open, or the stop is requested. Closes ``out``."""
         try:
             async with asyncio.TaskGroup() as group:
-                for number in range(workers):
+                for number in range(2 * self._run.config.concurrency):
                     group.create_task(self._work(out), name=f"tracker-{number}")
         finally:
             out.close()
@@ -127,66 +102,61 @@ class Tracker:
         while not self._stop.is_requested:
             now = time.monotonic()
             self._mind_lapse(now)
-            wait_s = self.polls.wait_s(now)
+            wait_s = self._polls.wait_s(now)
             if wait_s <= 0:
-                return self.polls.take(now)
-            if not len(self) and self._intake is not None and self._intake.done():
+                return self._polls.take(now)
+            if self.all_sent and not len(self):
                 return None
             await self._stop.sleep(min(wait_s, TIMER_GRAIN_S))
         return None
 
     async def _poll(self, operation: Due, out: Channel[Answered]) -> None:
-        _, seq, operation_id, accepted_at = operation
+        due_at, seq, operation_id, accepted_at = operation
         try:
-            reply = await self._provider.poll(operation_id)
+            reply = await self._run.provider.poll(operation_id)
         except CredentialsRefused as problem:
             self._stop.request(problem)
             reply = PollFailed(problem.cause)
         now = time.monotonic()
+        age_s = now - accepted_at
         if is_detailed():
             event("polled", logging.DEBUG, operation_id=operation_id, reply=type(reply).__name__)
-        self._note(seq, reply, now, now - accepted_at)
-        verdict = decide(
-            reply, age_s=now - accepted_at, trouble_s=self._trouble_s(seq, reply, now), policy=self._policy
-        )
-        match verdict:
-            case PollAgain(after_s):
+        self._note(seq, reply, now, age_s)
+        match record.decide(reply, age_s=age_s, trouble_s=self._trouble_s(seq, reply, now), policy=self._policy):
+            case record.PollAgain(after_s):
                 if isinstance(reply, PollFailed):
                     after_s += backoff_s(1, random.random())
                     if reply.status == 429:  # it says nothing of the operation, which keeps its turn; the pacer waits
-                        after_s = operation[0] - now
-                self.polls.add((now + after_s, seq, operation_id, accepted_at))
-            case _ if isinstance(verdict, Answer):
-                answer = verdict
+                        after_s = due_at - now
+                self._polls.add((now + after_s, seq, operation_id, accepted_at))
+            case Answer() as answer:
                 await out.put(Answered(seq, operation_id, answer), len(answer.text or ""))
-                self._backlog.settled(State.DONE)
-            case _:
-                await self._fail(seq, verdict)
+                self._run.backlog.settled(State.DONE)
+            case Failure() as failure:
+                await self._fail(seq, failure)
         self._mark_looked_at(seq)
 
     def _note(self, seq: int, reply: PollReply, now: float, age_s: float) -> None:
         """Tell pacer and outage what the reply says about the service; stop where it speaks of all operations."""
+        outage = self._run.outage
         if not isinstance(reply, PollFailed):
             self._failures_in_a_row = 0
-            self._outage.succeeded()
+            outage.succeeded()
             self._pacer.accepted(now)
             self._mind_strangers(seq, reply, age_s)
             return
         self._failures_in_a_row += 1
         if reply.status == 429 or self._failures_in_a_row >= FAILURES_THAT_SLOW:
             self._pacer.refused(now, with_jitter_s(reply.retry_after_s, random.random()))
-        if reply.status in STOPS_THE_RUN:
-            self._stop.request(
-                CredentialsRefused(
-                    f"the service refuses to show our operations ({reply.status}: {reply.reason})",
-                    remedy="set YC_API_KEY or YC_IAM_TOKEN anew and run the same command; answers are kept for days",
-                )
-            )
-        elif reply.status != 429 and self._outage.failed(now):
-            self._stop.request(NoSuccess(self._outage.limit_s, reply.reason))
+        if reply.status in record.STOPS_THE_RUN:
+            cause = f"the service refuses to show our operations ({reply.status}: {reply.reason})"
+            remedy = "set YC_API_KEY or YC_IAM_TOKEN anew and run the same command; answers are kept for days"
+            self._stop.request(CredentialsRefused(cause, remedy=remedy))
+        elif reply.status != 429 and outage.failed(now):
+            self._stop.request(NoSuccess(outage.limit_s, reply.reason))
 
     def _mind_lapse(self, now: float) -> None:
-        left_s = self.polls.lapse_at(now) - now
+        left_s = self._polls.lapse_at(now) - now
         if self.lapse_from is None and left_s < LAPSES_SOON_S:
             self.lapse_from = time.time() + left_s
             event("answers_lapse_soon", logging.WARNING, open=len(self), first_in_s=round(left_s))
@@ -199,30 +169,28 @@ class Tracker:
             return
         self._strangers.add(seq)
         if len(self._strangers) >= STRANGERS_IN_A_ROW:
+            remedy = "is this the key of the account that sent them? They stay open; run again with it"
             self._stop.request(
-                CredentialsRefused(
-                    f"the service finds none of {STRANGERS_IN_A_ROW} operations",
-                    remedy="is this the key of the account that sent them? They stay open; run again with it",
-                )
+                CredentialsRefused(f"the service finds none of {STRANGERS_IN_A_ROW} operations", remedy=remedy)
             )
 
     def _trouble_s(self, seq: int, reply: PollReply, now: float) -> float:
-        if not isinstance(reply, NotFound | Malformed):
+        if not isinstance(reply, NotFound | record.Malformed):
             self._trouble_since.pop(seq, None)
             return 0.0
         return now - self._trouble_since.setdefault(seq, now)
 
     async def _fail(self, seq: int, failure: Failure) -> None:
         self._trouble_since.pop(seq, None)
-        row = await self._storage.do(Ledger.row, seq)
-        sent = os.pread(self._input_fd, row.place.length, row.place.offset).decode(errors="replace")
-        move = after_failure(replace(failure, message=without_echo(failure.message, sent)), row.history)
-        await self._storage.do(Ledger.move, seq, State.OPEN, move, time.time())
+        row = await self._run.storage.do(Ledger.row, seq)
+        sent = os.pread(self._run.source.fd, row.place.length, row.place.offset).decode(errors="replace")
+        move = record.after_failure(replace(failure, message=without_echo(failure.message, sent)), row.history)
+        await self._run.storage.do(Ledger.move, seq, State.OPEN, move, time.time())
         event("operation_failed", logging.DEBUG, line=row.place.line, kind=failure.kind, code=failure.code, to=move.to)
         if move.to is State.NEW:
-            self._backlog.give_back(seq, backoff_s(move.adds_failed_operation, random.random()))
+            self._run.backlog.give_back(seq, backoff_s(move.adds_failed_operation, random.random()))
         else:
-            self._backlog.settled(move.to)
+            self._run.backlog.settled(move.to)
 
     def _mark_looked_at(self, seq: int) -> None:
         self._first_look.discard(seq)

@@ -7,8 +7,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
@@ -20,41 +20,35 @@ from batchrun.check import Source
 from batchrun.inputs import Parsed
 from batchrun.lines import MAX_LINE_BYTES, BadLine, digest, strict_json
 from batchrun.log import event
-from batchrun.record import Prompt, Settings, Usage
+from batchrun.record import Prompt, Settings
+from batchrun.run import Run
 from batchrun.storage.jobdir import JobPaths
 from batchrun.storage.ledger import Ledger, Row
 from batchrun.storage.results import sync_directory, write_new, writing
-from batchrun.storage.thread import Line, Storage
+from batchrun.storage.thread import Line
 from batchrun.tracker import Answered
 
-USAGE = [field.name for field in fields(Usage)]
 _LINE_ENDS = ((b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"), (b"\xc2\x85", rb"\u0085"))
 """Characters that some readers take for a line end: a result must stay one line for them too."""
 
 
-class Writer:
-    """Writes answers as they come, as many at a time as have come."""
+async def write_answers(run: Run, answers: Channel[Answered]) -> None:
+    """Write them as they come, as many at a time as have come."""
+    while batch := await answers.get_all():
+        await run.storage.write_lines(await run.storage.do(_lines_of, batch, run.source, run.config.settings))
 
-    def __init__(self, source: Source, storage: Storage, settings: Settings) -> None:
-        self._source = source
-        self._storage = storage
-        self._settings = settings
 
-    async def run(self, answers: Channel[Answered]) -> None:
-        while batch := await answers.get_all():
-            await self._storage.write_lines(await self._storage.do(self._render, batch))
-
-    def _render(self, ledger: Ledger, batch: Sequence[Answered]) -> list[Line]:
-        now = time.time()
-        rows = ledger.rows([answered.seq for answered in batch])
-        return [self._line(answered, rows[answered.seq], now) for answered in batch]
-
-    def _line(self, answered: Answered, row: Row, now: float) -> Line:
-        parsed = read_again(self._source, row)
+def _lines_of(ledger: Ledger, batch: Sequence[Answered], source: Source, settings: Settings) -> list[Line]:
+    lines, now = [], time.time()
+    rows = ledger.rows([answered.seq for answered in batch])
+    for answered in batch:
+        row = rows[answered.seq]
+        parsed = read_again(source, row)
         if parsed is None:
             event("input_line_changed", logging.WARNING, line=row.place.line)
-        result = result_of(answered, row, parsed, self._settings, now)
-        return Line(row.seq, answered.operation_id, one_line(result), answered.answer.usage, now)
+        result = result_of(answered, row, parsed, settings, now)
+        lines.append(Line(row.seq, answered.operation_id, one_line(result), answered.answer.usage, now))
+    return lines
 
 
 def result_of(answered: Answered, row: Row, parsed: Parsed | None, settings: Settings, now: float) -> dict[str, Any]:
@@ -68,7 +62,7 @@ def result_of(answered: Answered, row: Row, parsed: Parsed | None, settings: Set
         "finish_reason": answer.finish_reason,
         "model": _model(parsed.prompt if parsed else None, settings),
         "model_version": answer.model_version,
-        "usage": {name: getattr(answer.usage, name) for name in USAGE},
+        "usage": asdict(answer.usage),
         "meta": parsed.meta if parsed else None,
         "operation_id": answered.operation_id,
         "provider": settings.provider,
@@ -116,34 +110,24 @@ def read_again(source: Source, row: Row) -> Parsed | None:
 
 
 def _model(prompt: Prompt | None, settings: Settings) -> str:
-    named = settings.model
-    if prompt is not None:
-        body = prompt.body or {}
-        named = prompt.model or body.get("modelUri") or body.get("model_uri") or body.get("model") or named
+    asked = prompt or Prompt(None)
+    body = asked.body or {}
+    named = asked.model or body.get("modelUri") or body.get("model_uri") or body.get("model") or settings.model
     return re.sub(r"^gpt://[^/]*/", "", named)
 
 
 def write_failures(ledger: Ledger, source: Source, paths: JobPaths) -> None:
     """Bring the failures file in step with the ledger, in one rename; no failures, no file."""
+    lines = (one_line(failure_of(row, source)) for row in ledger.rows_unwell())
     with writing(paths.failures):
-        _replace_failures(ledger, source, paths)
-
-
-def _replace_failures(ledger: Ledger, source: Source, paths: JobPaths) -> None:
-    lines = _failure_lines(ledger, source)
-    first = next(lines, None)
-    if first is None:
-        paths.failures.unlink(missing_ok=True)
-        return
-    temporary = paths.new_failures
-    temporary.unlink(missing_ok=True)  # of a run that was killed here
-    write_new(temporary, chain((first,), lines), 0o666)
-    os.replace(temporary, paths.failures)
-    sync_directory(paths.failures.parent)
-
-
-def _failure_lines(ledger: Ledger, source: Source) -> Iterator[bytes]:
-    return (one_line(failure_of(row, source)) for row in ledger.rows_unwell())
+        first = next(lines, None)
+        if first is None:
+            paths.failures.unlink(missing_ok=True)
+            return
+        paths.new_failures.unlink(missing_ok=True)  # of a run that was killed here
+        write_new(paths.new_failures, chain((first,), lines), 0o666)
+        os.replace(paths.new_failures, paths.failures)
+        sync_directory(paths.failures.parent)
 
 
 def failure_of(row: Row, source: Source) -> dict[str, Any]:
@@ -151,13 +135,10 @@ def failure_of(row: Row, source: Source) -> dict[str, Any]:
     failure = row.failure
     assert failure is not None, "the schema forbids it"
     parsed = read_again(source, row)
-    raw = (
-        None
-        if parsed is None
-        else orjson.Fragment(
-            os.pread(source.fd, row.place.length, row.place.offset).replace(b"\r", b" ")  # between tokens, if anywhere
-        )
-    )
+    record = None
+    if parsed:
+        raw = os.pread(source.fd, row.place.length, row.place.offset)
+        record = orjson.Fragment(raw.replace(b"\r", b" "))  # between tokens, if anywhere
     return {
         "id": row.id,
         "line": row.place.line,
@@ -167,12 +148,12 @@ def failure_of(row: Row, source: Source) -> dict[str, Any]:
         "maybe_paid": row.history.maybe_paid,
         "text": None,
         "finish_reason": failure.finish_reason,
-        "usage": {name: getattr(failure.usage, name) for name in USAGE},
+        "usage": asdict(failure.usage),
         "error": {
             "kind": failure.kind,
             "code": failure.code,
             "message": failure.message.encode(errors="replace").decode(),
             "retryable": failure.retryable,
         },
-        "input": raw,
+        "input": record,
     }

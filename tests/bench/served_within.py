@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 
 import batchrun
-from batchrun import job
+from batchrun import job, tracker
 from batchrun.cli import cli
 from batchrun.providers.http import Reply
 from batchrun.providers.yandex import Credentials, Yandex
@@ -99,7 +99,7 @@ def main(words: list[str]) -> int:
 
     job.open_provider = open_provider
     setattr(job, "Storage", Measured)  # noqa: B010  it is no name that job gives away
-    job.MAX_OPEN = 10**9
+    tracker.MAX_OPEN = 10**9
     with profiled():
         code = cli.main(words, standalone_mode=False)
     told = {"cpu_s": time.process_time(), "storage_s": sum(storage_s), "modules": seconds_by_module()}

@@ -99,9 +99,9 @@ def done_before_the_output_is_written() -> AbstractContextManager[Any]:
 
 def no_intent_before_the_post() -> AbstractContextManager[Any]:
     async def post_now(self: Submitter, record: Record, body: bytes) -> tuple[int, SubmitReply]:
-        reply = await self._provider.submit(body, "request")
-        seq = await self._storage.do(Ledger.record_intent, record, "request", time.time())
-        self._backlog.has_row(record)
+        reply = await self._run.provider.submit(body, "request")
+        seq = await self._run.storage.do(Ledger.record_intent, record, "request", time.time())
+        self._run.backlog.has_row(record)
         if isinstance(reply, Accepted):
             await self._open(seq, reply.operation_id)
         self._note(record, reply, "request")

@@ -115,7 +115,7 @@ BUGS = {
     "reader": ("batchrun.reader", "Reader._record", 1),
     "submitter": ("batchrun.submitter", "Submitter._open", 1),
     "tracker": ("batchrun.tracker", "Tracker._note", 1),
-    "writer": ("batchrun.writer", "Storage.write_lines", 1),
+    "writer": ("batchrun.storage.thread", "Storage.write_lines", 1),
     "storage thread": ("batchrun.storage.ledger", "Ledger.record_all_done", 1),
     "watcher": ("batchrun.storage.disk", "Disk._look", 1),
 }

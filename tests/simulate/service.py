@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from batchrun.config import DEFAULT_CONCURRENCY, DEFAULT_READ_RPS, DEFAULT_RPH, DEFAULT_RPS
-from batchrun.job import MAX_OPEN
 from batchrun.pacing import FULL_POLL_S, HOUR_S, LAPSES_SOON_S, Due, Gate, HourWindow, Pacer, Polls, submit_wait_s
 from batchrun.record import PollPolicy
+from batchrun.tracker import MAX_OPEN
 
 TRANSIT_S = 0.05
 FULL_S = 60.0  # a full client looks again after this, not after the product's 50 ms: an hour in fewer events

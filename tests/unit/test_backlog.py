@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchrun.reader import Backlog
 from batchrun.record import State
+from batchrun.run import Backlog
 
 from .jobfiles import LINE_BYTES, a_record
 

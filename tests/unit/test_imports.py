@@ -29,7 +29,7 @@ LEVELS = {
     **dict.fromkeys(("log", "stop"), 1),
     **dict.fromkeys(("storage", "providers"), 2),
     **dict.fromkeys(("config", "check", "spool", "template", "intake", "tail", "recovery"), 3),
-    **dict.fromkeys(("reader", "submitter", "tracker", "writer", "summary", "verify", "export"), 3),
+    **dict.fromkeys(("reader", "submitter", "tracker", "writer", "run", "summary", "verify", "export"), 3),
     "job": 4,
     "cli": 5,
     **dict.fromkeys(("api", "__main__"), 6),
