@@ -117,8 +117,6 @@ async def work(
     records = Channel[Record](QUEUE_RECORDS, QUEUE_BYTES)
     answers = Channel[Answered](QUEUE_RECORDS, QUEUE_BYTES)
     event("begun", open=len(operations), to_send=0 if config.collect_only else begun.unsent)
-    if config.collect_only:
-        records.close()  # whatever the reader has for it is not sent
 
     with on_signals(stop.on_signal), closing(Storage(ledger, results)) as storage:
         async with open_provider(config, environ) as provider:
@@ -185,12 +183,13 @@ async def open_provider(config: JobConfig, environ: Mapping[str, str]) -> AsyncI
 
 def _hour_window(config: JobConfig, ledger: Ledger) -> HourWindow:
     """The submissions of the last hour, of jobs beside this one too, moved from the wall clock to our monotonic one."""
-    wall = time.time()
+    wall, now = time.time(), time.monotonic()
     past = ledger.submissions_since(wall - HOUR_S - 1)
     for path in config.beside:
         with suppress(BatchrunError), closing(Ledger.read_only(path)) as other:
             past += other.submissions_since(wall - HOUR_S - 1)
-    return HourWindow.restored(config.rph, sorted(past), wall=wall, now=time.monotonic())
+    ends = ((now - max(0.0, wall - second - 1), posts) for second, posts in sorted(past))
+    return HourWindow(config.rph, ends)
 
 
 def _interrupt(number: int) -> None:

@@ -53,11 +53,6 @@ class HourWindow:
         for at, permits in past:
             self._add(int(at // 1), permits)
 
-    @classmethod
-    def restored(cls, limit: int, past: Iterable[tuple[int, int]], *, wall: float, now: float) -> HourWindow:
-        """The window of an earlier run: (Unix second, permits), each counted at the end of its second."""
-        return cls(limit, [(now - max(0.0, wall - at_s - 1), permits) for at_s, permits in past])
-
     def free_at(self, now: float) -> float:
         """The earliest time for one more permit; not later than ``now`` if there is room."""
         surplus = self.used(now) - self.limit + 1

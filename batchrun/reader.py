@@ -23,10 +23,8 @@ class Reader:
     """Reads what has no row yet, and again what comes back. Holds no more than a block and one record."""
 
     def __init__(self, run: Run) -> None:
+        self._run = run
         self._source = source = run.source
-        self._storage = run.storage
-        self._backlog = run.backlog
-        self._stop = run.stop
         self._splitter = LineSplitter(offset=source.first_offset, number=source.first_line)
         self._seen = (source.checked or (0, 0, 0, b""))[:3]
 
@@ -34,32 +32,32 @@ class Reader:
         """Put every record still to be sent into the channel, and close it when none can come any more."""
         try:
             async for record in self._records():
-                self._backlog.read(record)
+                self._run.backlog.read(record)
                 if not await out.put(record, record.place.length):
                     return
         except InputProblem as problem:
-            self._stop.request(problem)
+            self._run.stop.request(problem)
         finally:
-            out.close(discard=self._stop.is_requested)
+            out.close(discard=self._run.stop.is_requested)
 
     async def _records(self) -> AsyncIterator[Record]:
         if not self._source.end:  # only answers are fetched, or there is nothing
             return
-        for seq in await self._storage.do(Ledger.seqs_to_send, self._source.end):
+        for seq in await self._run.storage.do(Ledger.seqs_to_send, self._source.end):
             yield await self._again(seq)
         async for line in self._lines_without_row():
-            while (returned := self._backlog.take_returned()) is not None:
+            while (returned := self._run.backlog.take_returned()) is not None:
                 yield await self._again(returned)
             record = await self._record(line)
             if record is not None:
                 yield record
-        while (returned := await self._backlog.wait_for_returned()) is not None:
+        while (returned := await self._run.backlog.wait_for_returned()) is not None:
             yield await self._again(returned)
         await self._save_low_water()
 
     async def _again(self, seq: int) -> Record:
         """A record that has a row, read again from its place."""
-        row = await self._storage.do(Ledger.row, seq)
+        row = await self._run.storage.do(Ledger.row, seq)
         raw = os.pread(self._source.fd, row.place.length, row.place.offset)
         if digest(raw) != row.digest:
             raise self._changed()
@@ -67,31 +65,31 @@ class Reader:
         return Record(row.place, parsed.id, row.digest, parsed.prompt, row.seq, row.history)
 
     async def _lines_without_row(self) -> AsyncIterator[Line]:
-        known_until = await self._storage.do(Ledger.last_line)
+        known_until = await self._run.storage.do(Ledger.last_line)
         async for lines in self._blocks():
             known: set[int] = set()
             if lines and lines[0].number <= known_until:
-                known = await self._storage.do(Ledger.lines_known, lines[0].number, lines[-1].number)
+                known = await self._run.storage.do(Ledger.lines_known, lines[0].number, lines[-1].number)
             for line in lines:
                 if line.number not in known and is_record(line):
                     yield line
             await self._save_low_water()
 
     async def _save_low_water(self) -> None:
-        await self._storage.do(Ledger.save_low_water, *self._backlog.low_water(*self._splitter.position))
+        await self._run.storage.do(Ledger.save_low_water, *self._run.backlog.low_water(*self._splitter.position))
 
     async def _blocks(self) -> AsyncIterator[list[Line]]:
         source, at = self._source, self._source.first_offset
         async with aiofiles.open(source.fd, "rb", buffering=0, closefd=False) as file:
             await file.seek(at)
-            while at < source.end and not self._stop.is_requested:
+            while at < source.end and not self._run.stop.is_requested:
                 block = await file.read(min(BLOCK_BYTES, source.end - at))
                 await self._check_unchanged()
                 if not block:
                     raise self._changed()
                 at += len(block)
                 yield self._splitter.feed(block)
-            if not self._stop.is_requested:
+            if not self._run.stop.is_requested:
                 yield self._splitter.end()
 
     async def _record(self, line: Line) -> Record | None:
@@ -103,8 +101,8 @@ class Reader:
             parsed = self._source.parse(line.raw)
         except BadLine as bad:
             failure = Failure("bad_input", str(bad))
-            await self._storage.do(Ledger.refuse_line, place, digest(line.raw), failure, time.time())
-            self._backlog.counts[State.FAILED] += 1
+            await self._run.storage.do(Ledger.refuse_line, place, digest(line.raw), failure, time.time())
+            self._run.backlog.counts[State.FAILED] += 1
             return None
         history = History(maybe_paid=parsed.maybe_paid)
         return Record(place, parsed.id, digest(line.raw), parsed.prompt, history=history)

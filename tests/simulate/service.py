@@ -150,8 +150,8 @@ class Run:
     def __init__(self, job: Job) -> None:
         self.job, self.world, self.seen, self.service = job, job.world, job.seen, job.service
         now = self.world.now
-        past = sorted((at, posts) for at, posts in job.posts.items() if at >= int(now - HOUR_S - 1))
-        self.pacer = Pacer(job.rps, HourWindow.restored(job.rph, past, wall=now, now=now))
+        past = sorted((min(now, at + 1), posts) for at, posts in job.posts.items() if at >= int(now - HOUR_S - 1))
+        self.pacer = Pacer(job.rps, HourWindow(job.rph, past))
         self.read_pacer, self.gate, self.policy = Pacer(job.read_rps), Gate(), job.policy
         earlier: list[Due] = [(now, number, "", at) for number, at in sorted(job.open.items())]
         self.polls = Polls(self.read_pacer, RETENTION_S, earlier)
