@@ -33,11 +33,6 @@ def event(name: str, level: int = logging.INFO, **fields: Any) -> None:
     LOGGER.log(level, name, extra={"fields": fields})
 
 
-def is_detailed() -> bool:
-    """Whether anyone reads DEBUG events; asked before building one per record."""
-    return LOGGER.isEnabledFor(logging.DEBUG)
-
-
 class LineFormatter(logging.Formatter):
     """``2026-11-22T14:03:01.123Z INFO first_post line=1``; redacted, without control characters."""
 

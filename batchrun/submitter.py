@@ -12,7 +12,7 @@ from dataclasses import replace
 from batchrun import record as replies
 from batchrun.channel import Channel
 from batchrun.errors import CredentialsRefused, NoSuccess, UsageProblem
-from batchrun.log import event, is_detailed
+from batchrun.log import event
 from batchrun.pacing import Gate, Pacer, backoff_s, submit_wait_s, with_jitter_s
 from batchrun.record import Accepted, Record, Refused, State, SubmitReply, is_passing
 from batchrun.redact import without_echo
@@ -134,8 +134,7 @@ class Submitter:
     def _note(self, record: Record, reply: SubmitReply, request_id: str) -> None:
         """Tell pacer, gate and outage what the reply says about the service."""
         now = time.monotonic()
-        if is_detailed():
-            event("posted", logging.DEBUG, line=record.place.line, reply=type(reply).__name__, request_id=request_id)
+        event("posted", logging.DEBUG, line=record.place.line, reply=type(reply).__name__, request_id=request_id)
         match reply:
             case Accepted():
                 self._proven = True

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from batchrun import record
 from batchrun.channel import Channel
 from batchrun.errors import CredentialsRefused, NoSuccess
-from batchrun.log import event, is_detailed
+from batchrun.log import event
 from batchrun.pacing import LAPSES_SOON_S, Due, Pacer, Polls, backoff_s, with_jitter_s
 from batchrun.record import Answer, Failure, NotFound, PollFailed, PollReply, State
 from batchrun.redact import without_echo
@@ -92,10 +92,8 @@ class Tracker:
                 if operation is None:
                     return
                 self._polling += 1
-            try:
-                await self._poll(operation, out)
-            finally:
-                self._polling -= 1
+            await self._poll(operation, out)
+            self._polling -= 1
 
     async def _next(self) -> Due | None:
         """The operation that has been due longest, once the read budget allows. None at the end."""
@@ -119,8 +117,7 @@ class Tracker:
             reply = PollFailed(problem.cause)
         now = time.monotonic()
         age_s = now - accepted_at
-        if is_detailed():
-            event("polled", logging.DEBUG, operation_id=operation_id, reply=type(reply).__name__)
+        event("polled", logging.DEBUG, operation_id=operation_id, reply=type(reply).__name__)
         self._note(seq, reply, now, age_s)
         match record.decide(reply, age_s=age_s, trouble_s=self._trouble_s(seq, reply, now), policy=self._policy):
             case record.PollAgain(after_s):
