@@ -277,8 +277,13 @@ def after_submit(reply: SubmitReply, history: History, refusals: int, on_ambiguo
     match reply:
         case Accepted():
             return Move(State.OPEN)
-        case Ambiguous(reason):
-            return _after_ambiguous(reason, history, on_ambiguous)
+        case Ambiguous(reason) if on_ambiguous == "hold":
+            return Move(State.HELD, adds_lost_reply=1, failure=Failure("held", f"may have been accepted: {reason}"))
+        case Ambiguous(reason) if history.lost_replies + 1 >= MAX_LOST_REPLIES:
+            failure = Failure("no_reply", f"{MAX_LOST_REPLIES} replies lost, the last: {reason}", retryable=True)
+            return Move(State.FAILED, adds_maybe_paid=1, adds_lost_reply=1, failure=failure)
+        case Ambiguous():
+            return Move(State.NEW, adds_maybe_paid=1, adds_lost_reply=1)
         case Unreachable() | Refused(status=429):
             return Move(State.NEW)
         case Refused(status) if status in STOPS_THE_RUN or (is_passing(reply) and refusals < MAX_REFUSALS):
@@ -287,15 +292,6 @@ def after_submit(reply: SubmitReply, history: History, refusals: int, on_ambiguo
             kind = "invalid_argument" if status in (400, 413, 422) else "rejected"
             failure = Failure(kind, message, code, retryable=is_passing(reply))
             return Move(State.FAILED, failure=failure)
-
-
-def _after_ambiguous(reason: str, history: History, on_ambiguous: OnAmbiguous) -> Move:
-    if on_ambiguous == "hold":
-        return Move(State.HELD, adds_lost_reply=1, failure=Failure("held", f"may have been accepted: {reason}"))
-    if history.lost_replies + 1 >= MAX_LOST_REPLIES:
-        failure = Failure("no_reply", f"{MAX_LOST_REPLIES} replies lost, the last: {reason}", retryable=True)
-        return Move(State.FAILED, adds_maybe_paid=1, adds_lost_reply=1, failure=failure)
-    return Move(State.NEW, adds_maybe_paid=1, adds_lost_reply=1)
 
 
 def after_crash(on_ambiguous: OnAmbiguous) -> Move:
