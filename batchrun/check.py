@@ -11,7 +11,7 @@ from pathlib import Path
 
 from batchrun.errors import InputProblem
 from batchrun.inputs import AS_EACH_IS, Parsed, Reading, Shape, identity, parse
-from batchrun.lines import MAX_LINE_BYTES, BadLine, Line, LineSplitter, digest, is_blank, sniff
+from batchrun.lines import MAX_LINE_BYTES, BadLine, Line, LineSplitter, digest, sniff
 from batchrun.record import Settings
 from batchrun.storage.inventory import Entry, Inventory
 from batchrun.template import compiled
@@ -106,8 +106,8 @@ def read_lines(fd: int, end: int, hasher: hashlib.blake2b | None = None) -> Iter
 
 
 def is_record(line: Line) -> bool:
-    """Whether a line counts, good or bad; a blank one does not."""
-    return line.too_long or not is_blank(line.raw)
+    """Whether a line counts, good or bad; one of nothing but spaces, tabs and CR does not."""
+    return line.too_long or line.raw.strip(b" \t\r") != b""
 
 
 def check_input(

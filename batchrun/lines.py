@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections import Counter
+from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
 from batchrun.record import JsonObject
@@ -55,71 +56,42 @@ class Line(NamedTuple):
 class LineSplitter:
     """Cuts blocks of bytes into lines, at LF only; holds at most ``MAX_LINE_BYTES`` and one block.
 
-    Args:
-        offset: Where in the file the first block begins; it is the start of a line.
-        number: The number of that line.
+    ``position`` is the (number, offset) of the line that has not ended yet.
     """
 
     def __init__(self, *, offset: int = 0, number: int = 1) -> None:
-        self._offset = offset
-        self._number = number
+        """``offset``: where in the file the first block begins; it is the start of line ``number``."""
+        self.position = number, offset
         self._held: list[bytes] = []  # the beginning of the line that has no LF yet
         self._held_bytes = 0  # its true length: what is over the limit is counted, not kept
 
     def feed(self, block: bytes) -> list[Line]:
         """The lines that end in this block."""
-        pieces = block.split(b"\n")
-        rest = pieces.pop()
-        if not pieces:
-            self._hold(rest)
-            return []
-        self._hold(pieces[0])
-        lines = [self._held_line()]
-        offset, number = self._offset, self._number
-        for raw in pieces[1:]:
-            size = len(raw)
-            if size > MAX_LINE_BYTES:
-                lines.append(Line(number, offset, b"", True))
-            else:
-                lines.append(Line(number, offset, raw[:-1] if raw.endswith(b"\r") else raw, False))
-            offset += size + 1
-            number += 1
-        self._offset, self._number = offset, number
+        *ends, rest = block.split(b"\n")
+        lines = [self._line(end) for end in ends]
         self._hold(rest)
         return lines
 
-    @property
-    def position(self) -> tuple[int, int]:
-        """(number, offset) of the line that has not ended yet."""
-        return self._number, self._offset
-
     def end(self) -> list[Line]:
         """The last line, when no LF ends it."""
-        return [self._held_line()] if self._held_bytes else []
+        return [self._line(b"")] if self._held_bytes else []
 
     def _hold(self, piece: bytes) -> None:
         self._held_bytes += len(piece)
         if self._held_bytes > MAX_LINE_BYTES:
             self._held.clear()
-        elif piece:
+        else:
             self._held.append(piece)
 
-    def _held_line(self) -> Line:
-        raw, size, offset, number = b"".join(self._held), self._held_bytes, self._offset, self._number
+    def _line(self, end: bytes) -> Line:
+        self._hold(end)
+        raw, size, (number, offset) = b"".join(self._held), self._held_bytes, self.position
         self._held.clear()
         self._held_bytes = 0
-        self._offset += size + 1
-        self._number += 1
-        if size > MAX_LINE_BYTES:
-            return Line(number, offset, b"", True)
+        self.position = number + 1, offset + size + 1
         if offset == 0 and raw.startswith(_BOM):
             raw, offset = raw[len(_BOM) :], len(_BOM)
-        return Line(number, offset, raw.removesuffix(b"\r"), False)
-
-
-def is_blank(raw: bytes) -> bool:
-    """Whether a line holds nothing but spaces, tabs and CR: it is counted, and is no record."""
-    return not raw.strip(b" \t\r")
+        return Line(number, offset, raw.removesuffix(b"\r"), size > MAX_LINE_BYTES)
 
 
 def digest(raw: bytes) -> bytes:
@@ -155,9 +127,9 @@ def _constant(name: str) -> NoReturn:
     raise BadLine(f"not JSON: {name} is not a JSON number, write null")
 
 
-_decode = json.JSONDecoder(
+_decoder = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_constant
-).raw_decode
+)
 
 _TEXT_OR_BRACKET = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[][{}]', re.DOTALL)
 _UP_TO_LONE_SURROGATE = re.compile(
@@ -173,87 +145,61 @@ def strict_json(raw: bytes) -> Any:
         text = raw.decode()
     except UnicodeDecodeError as exc:
         raise BadLine(f"not UTF-8: wrong byte 0x{raw[exc.start]:02x}", exc.start + 1) from None
-    if text.startswith("\ufeff"):
-        raise BadLine("a byte order mark (U+FEFF) where a record begins: remove it", 1)
-    start = 0 if text.startswith("{") else len(text) - len(text.lstrip(_SPACE))
     try:
-        value, end = _decode(text, start)
+        value = _decoder.decode(text)
     except json.JSONDecodeError as exc:
         reason, at = _what_is_wrong(text, exc.pos, exc.msg)
-        raise BadLine(f"not JSON: {reason}", _column(text, at)) from None
-    if end != len(text) and (rest := text[end:].lstrip(_SPACE)):
-        raise BadLine(f"not JSON: {_what_follows(rest)}", _column(text, len(text) - len(rest)))
+        raise BadLine(f"not JSON: {reason}", len(text[:at].encode()) + 1) from None
     if b"\\ud" in raw or b"\\uD" in raw:
-        _check_surrogates(raw)
+        good = _UP_TO_LONE_SURROGATE.match(raw)
+        if good and good.end() < len(raw):
+            raise BadLine(r"half of a \ud800-\udfff pair: it is no character", good.end() + 1)
     return value
+
+
+_DEEPER = {b"{": 1, b"[": 1, b"}": -1, b"]": -1}
 
 
 def _check_nesting(raw: bytes) -> None:
     depth = 0
     for found in _TEXT_OR_BRACKET.finditer(raw):
-        match found[0]:
-            case b"{" | b"[":
-                depth += 1
-                if depth > MAX_NESTING:
-                    raise BadLine(f"nested deeper than {MAX_NESTING} levels", found.start() + 1)
-            case b"}" | b"]":
-                depth -= 1
+        depth += _DEEPER.get(found[0], 0)
+        if depth > MAX_NESTING:
+            raise BadLine(f"nested deeper than {MAX_NESTING} levels", found.start() + 1)
 
 
-def _check_surrogates(raw: bytes) -> None:
-    good = _UP_TO_LONE_SURROGATE.match(raw)
-    if good and good.end() < len(raw):
-        raise BadLine(r"half of a \ud800-\udfff pair: it is no character", good.end() + 1)
-
-
-_REASONS = (
-    ("Expecting property name", "expected a key in double quotes"),
-    ("Expecting ':'", "expected a colon after the key"),
-    ("Expecting ','", r"expected a comma or a closing bracket (a quote inside a text is written \")"),
-    ("Invalid \\", r"wrong escape after a backslash (a backslash itself is written \\)"),
+_COMMA_BEFORE_BRACKET = "a comma before the closing bracket"
+_REASONS = (  # how the parser's complaint begins, a pattern of what stands there, and the words for both
+    ("", "\ufeff", "a byte order mark (U+FEFF): remove it"),
+    ("", "[/#]", "JSON has no comments"),
+    ("Extra data", '[{["]', "more than one value on the line, put each on its own"),
+    ("Extra data", ",", "a comma after the record"),
+    ("Extra data", "", "something follows the record"),
+    ("Illegal trailing comma", "", _COMMA_BEFORE_BRACKET),  # Python 3.13 and later
+    ("Invalid control", "\t", r"a raw tab inside a text (a tab is written \t)"),
+    ("Invalid control", "", r"a raw control character inside a text (a tab is written \t)"),
+    ("", "'", "single quotes, JSON wants double quotes"),
+    ("Expecting property name", "", "expected a key in double quotes"),
+    ("Expecting ':'", "", "expected a colon after the key"),
+    ("Expecting ','", "", r"expected a comma or a closing bracket (a quote inside a text is written \")"),
+    ("Invalid \\", "", r"wrong escape after a backslash (a backslash itself is written \\)"),
+    ("", "True|False|None", "JSON writes true, false and null in small letters"),
+    ("", "", "expected a value"),
 )
 
 
-def _what_is_wrong(text: str, at: int, message: str) -> tuple[str, int]:
+def _what_is_wrong(text: str, at: int, complaint: str) -> tuple[str, int]:
     """The parser's complaint in the words of a person who made the file, and the character it is about."""
-    before, here = text[:at].rstrip(_SPACE)[-1:], text[at : at + 1]
-    if message.startswith("Unterminated"):
+    if complaint.startswith("Unterminated"):
         return "unexpected end of line inside a text", len(text)
     if not text[at:].strip(_SPACE):
         return "unexpected end of line", len(text)
-    if before == "," and here in "}]":
-        return "a comma before the closing bracket", len(text[:at].rstrip(_SPACE)) - 1
-    if message.startswith("Illegal trailing comma"):  # Python 3.13 and later
-        return "a comma before the closing bracket", at
-    if message.startswith("Invalid control"):
-        what = "tab" if here == "\t" else "control character"
-        return rf"a raw {what} inside a text (a tab is written \t)", at
-    if here == "'":
-        return "single quotes, JSON wants double quotes", at
-    if here in "/#":
-        return "JSON has no comments", at
-    for start, reason in _REASONS:
-        if message.startswith(start):
-            return reason, at
-    if text.startswith(("True", "False", "None"), at):
-        return "JSON writes true, false and null in small letters", at
-    return "expected a value", at
-
-
-def _what_follows(rest: str) -> str:
-    match rest[0]:
-        case "{" | "[" | '"':
-            return "more than one value on the line, put each on its own"
-        case ",":
-            return "a comma after the record"
-        case "/" | "#":
-            return "JSON has no comments"
-        case _:
-            return "something follows the record"
-
-
-def _column(text: str, at: int) -> int:
-    return len(text[:at].encode()) + 1
+    before = text[:at].rstrip(_SPACE)
+    if before.endswith(",") and text[at] in "}]":
+        return _COMMA_BEFORE_BRACKET, len(before) - 1
+    here = text[at : at + len("False")]
+    fit = (words for begins, there, words in _REASONS if complaint.startswith(begins) and re.match(there, here))
+    return next(fit), at
 
 
 def shown(key: str) -> str:
@@ -313,10 +259,7 @@ def sniff(head: bytes) -> str | None:
 
 def _is_cut_by_cr(text: bytes) -> bool:
     first, _, rest = text.partition(b"\r")
-    if not rest.strip(b" \t\r"):
-        return False
-    try:
+    with suppress(ValueError, RecursionError):
         json.loads(first)
-    except (ValueError, RecursionError):
-        return False
-    return True
+        return rest.strip(b" \t\r") != b""
+    return False

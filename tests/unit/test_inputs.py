@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchrun.check import is_record
 from batchrun.inputs import Parsed, Reading, Shape, identity, parse
-from batchrun.lines import MAX_LINE_BYTES, BadLine, Line, LineSplitter, digest, is_blank, sniff
+from batchrun.lines import MAX_LINE_BYTES, BadLine, Line, LineSplitter, digest, sniff
 from batchrun.record import JsonObject, Prompt
 
 BOM = b"\xef\xbb\xbf"
@@ -122,7 +123,7 @@ def test_a_line_over_the_limit_is_never_held_whole() -> None:
     ("raw", "blank"), [(b"", True), (b" \t\r", True), (b"{}", False), (b"\x0c", False), (b"\x00", False)]
 )
 def test_a_blank_line_holds_only_spaces_tabs_and_cr(raw: bytes, blank: bool) -> None:
-    assert is_blank(raw) is blank
+    assert is_record(Line(1, 0, raw, False)) is not blank
 
 
 def test_a_digest_tells_lines_apart() -> None:
