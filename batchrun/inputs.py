@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -56,11 +57,8 @@ class Reading:
 
     def fixed_by(self, raw: bytes) -> Reading:
         """The same, once the first record of the file is known."""
-        if self.shape is None:
-            try:
-                return replace(self, shape=_shape_of(strict_json(raw)) or Shape.PROMPT)
-            except BadLine:
-                pass
+        with suppress(BadLine):
+            return replace(self, shape=self.shape or _shape_of(strict_json(raw)) or Shape.PROMPT)
         return self
 
 
@@ -83,16 +81,17 @@ def _parsed(value: Any, reading: Reading) -> Parsed:
         parsed = _parsed(value["input"], replace(reading, shape=None))  # the record that failed, as it was read then
         return replace(parsed, maybe_paid=parsed.maybe_paid + _perhaps_paid(value))
     if reading.prompt_column is not None or reading.render is not None:
-        return _from_fields(value, reading)
-    if found is not None and reading.shape not in (None, found):
+        prompt, meta = _from_fields(value, reading)
+    elif found is not None and reading.shape not in (None, found):
         raise BadLine(f"a line of shape {found}, in a file of shape {reading.shape}")
-    shape = reading.shape or found or Shape.PROMPT
-    parsed = _FROM[shape](value)
-    if parsed.prompt.body is not None and (shape is Shape.INSTRUCT) is not reading.for_instruct:
-        raise BadLine(_OTHER_API[reading.for_instruct])
-    if reading.model_given and parsed.prompt.body is not None:  # the model of another service, most likely
-        return replace(parsed, prompt=replace(parsed.prompt, model=None))
-    return parsed
+    else:
+        shape = reading.shape or found or Shape.PROMPT
+        prompt, meta = _FROM[shape](value)
+        if prompt.body is not None and (shape is Shape.INSTRUCT) is not reading.for_instruct:
+            raise BadLine(_OTHER_API[reading.for_instruct])
+        if prompt.body is not None and reading.model_given:  # the model of another service, most likely
+            prompt = replace(prompt, model=None)
+    return Parsed(_take_id(meta), prompt, meta)
 
 
 def _perhaps_paid(failed: JsonObject) -> int:
@@ -132,30 +131,55 @@ def identity(id: RecordId) -> str | None:
     return None if id is None else str(id)
 
 
-# --- shapes -------------------------------------------------------------------------------------------------
+# --- the fields of each shape, and what their values must be unless they are null ---------------------------
 
 
-_PROMPT_FIELDS = frozenset({"prompt", "system", "model", "temperature", "max_tokens"})
-_COMPLETION_OPTIONS = ("completionOptions", "completion_options")
-_GENERATION_OPTIONS = ("generationOptions", "generation_options")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != "" and not _CONTROL.search(value)
+
+
+def _is_limit(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_limit_of_a_body(value: Any) -> bool:
+    """The API writes 64-bit integers as texts."""
+    return _is_limit(int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,19}", value) else value)
+
+
+_Rule = tuple[str, Callable[[Any], bool]] | None
+_TEXT: _Rule = ("a text", lambda value: isinstance(value, str))
+_MODEL: _Rule = ("the name of a model", _is_model)
+_TEMPERATURE: _Rule = ("a number from 0 to 1", lambda value: type(value) in (int, float) and 0 <= value <= 1)
+_LIMIT: _Rule = ("an integer above 0", _is_limit)
+_LIMIT_OF_A_BODY: _Rule = ("an integer above 0", _is_limit_of_a_body)
+_OPTIONS: _Rule = ("an object", lambda value: isinstance(value, dict))
+
+
+def _in_both_cases(**fields: _Rule) -> dict[str, _Rule]:
+    """The API takes its fields in camel case and in snake case."""
+    return fields | {re.sub("[A-Z]", lambda big: f"_{big[0].lower()}", name): rule for name, rule in fields.items()}
+
+
+_OWN = {"system": _TEXT, "model": _MODEL, "temperature": _TEMPERATURE, "max_tokens": _LIMIT}
+_PROMPT_FIELDS = _OWN | {"prompt": None}
+_MESSAGES_FIELDS = _OWN | {"messages": None, "max_completion_tokens": _LIMIT, "response_format": None}
+_MESSAGES_FIELDS |= _in_both_cases(modelUri=_MODEL, completionOptions=_OPTIONS, jsonObject=None, jsonSchema=None)
+_MESSAGES_FIELDS |= _in_both_cases(tools=None, toolChoice=None, parallelToolCalls=None)
+_INSTRUCT_FIELDS = _in_both_cases(requestText=None, instructionText=None, instructionUri=None)
+_INSTRUCT_FIELDS |= _in_both_cases(generationOptions=_OPTIONS) | {"model": _MODEL}
+_FIELDS_OF_OPTIONS = _in_both_cases(maxTokens=_LIMIT_OF_A_BODY)
+_FIELDS_OF_OPTIONS |= {"temperature": _TEMPERATURE, "stream": None, "partialResults": None}
+_ALL_FIELDS = frozenset(_PROMPT_FIELDS | _MESSAGES_FIELDS | _INSTRUCT_FIELDS)
 _MODEL_URIS = ("modelUri", "model_uri")
-_FORMATS = ("jsonObject", "jsonSchema", "json_object", "json_schema")
-_BODY_FIELDS = frozenset(
-    {"messages", "tools", "parallelToolCalls", "parallel_tool_calls", "toolChoice", "tool_choice"}
-    | {*_MODEL_URIS, *_COMPLETION_OPTIONS, *_FORMATS}
-)
 _LIMITS = ("max_tokens", "max_completion_tokens")
-_MESSAGES_FIELDS = _BODY_FIELDS | _PROMPT_FIELDS - {"prompt"} | {"max_completion_tokens", "response_format"}
-_INSTRUCT_FIELDS = frozenset(
-    {"model", "instructionText", "instructionUri", "requestText", *_GENERATION_OPTIONS}
-    | {"instruction_text", "instruction_uri", "request_text"}
-)
-_OPTIONS = _PROMPT_FIELDS | _MESSAGES_FIELDS | _INSTRUCT_FIELDS
-_OPTIONS_OF_COMPLETION = frozenset({"temperature", "maxTokens", "max_tokens", "stream", "partialResults"})
 _SAID_TWICE = [
     *product(["model"], _MODEL_URIS),
-    *product(["temperature", *_LIMITS], _COMPLETION_OPTIONS),
-    *product(["response_format"], _FORMATS),
+    *product(["temperature", *_LIMITS], ["completionOptions", "completion_options"]),
+    *product(["response_format"], ["jsonObject", "jsonSchema", "json_object", "json_schema"]),
     _LIMITS,
 ]
 _ELSEWHERE: JsonObject = {"top_p": 1, "presence_penalty": 0, "frequency_penalty": 0}
@@ -163,21 +187,63 @@ _ELSEWHERE |= dict.fromkeys(("top_k", "stop", "logit_bias", "reasoning_effort"))
 """Options of other services that shape the answer and cannot be said here, with the value at which they do not."""
 _OPENAI_HARMLESS: JsonObject = _ELSEWHERE | {"n": 1, "stream": False, "logprobs": False}
 _OPENAI_ALONG = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+_NO_COUNTERPART = "has no counterpart here, leave it out"
 _OTHER_API = (
     "a request body for --provider yandex-instruct",
     "--provider yandex-instruct takes prompts or its own request bodies, no messages",
 )
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_ID_FIELDS = ("id", "custom_id", "key")
-_ROLES = ("system", "user", "assistant")
+ID_FIELDS = ("id", "custom_id", "key")
 _CONTENTS = ("text", "content", "toolCallList", "tool_call_list", "toolResultList", "tool_result_list")
 
 
-def _from_string(text: str) -> Parsed:
-    return Parsed(None, Prompt(_checked_text(text, "the prompt")), {})
+def _split(fields: JsonObject, known: Mapping[str, _Rule], shape: str) -> tuple[JsonObject, JsonObject]:
+    """The fields of a request, and those that only travel along.
+
+    One of these that was meant as an option is refused: ignored, it would cost money.
+    """
+    given = {name: value for name, value in fields.items() if name in known}
+    others = {name: value for name, value in fields.items() if name not in known}
+    for name, value in others.items():
+        if value is None:
+            continue
+        if name in _ELSEWHERE and value not in ([], {}, _ELSEWHERE[name]):
+            raise BadLine(f"{name} {_NO_COUNTERPART}")
+        option = _nearest_option(name, _ALL_FIELDS)
+        if option in _MODEL_URIS and shape == "prompt":
+            option = "model"
+        if option == name:
+            raise BadLine(f"{name} does not go with {shape}")
+        if option:
+            raise BadLine(f"unknown field '{shown(name)}': did you mean '{option}'?")
+    return given, others
 
 
-def _from_fields(value: Any, reading: Reading) -> Parsed:
+def _check(given: JsonObject, rules: Mapping[str, _Rule]) -> None:
+    for name, value in given.items():
+        rule = rules.get(name)
+        if value is None or rule is None:
+            continue
+        what, fits = rule
+        if not fits(value):
+            raise BadLine(f"{name} must be {what}")
+        if rule is _OPTIONS:
+            _check(value, _FIELDS_OF_OPTIONS)
+            for unknown in value.keys() - _FIELDS_OF_OPTIONS.keys():
+                if option := _nearest_option(unknown, frozenset(_FIELDS_OF_OPTIONS)):
+                    raise BadLine(f"unknown field '{shown(unknown)}' in {name}: did you mean '{option}'?")
+
+
+# --- shapes: each gives what is asked, and the fields that only travel along --------------------------------
+
+
+_Asked = tuple[Prompt, JsonObject]
+
+
+def _from_string(text: str) -> _Asked:
+    return Prompt(_checked_text(text, "the prompt")), {}
+
+
+def _from_fields(value: Any, reading: Reading) -> _Asked:
     """A record whose prompt is made of its fields; all of them travel along, but for the column that is the prompt."""
     if not isinstance(value, dict):
         raise BadLine("with a template or a prompt column, a record is an object in { }")
@@ -189,23 +255,22 @@ def _from_fields(value: Any, reading: Reading) -> Parsed:
     else:
         name = reading.prompt_column or ""
         if name not in value:
-            raise BadLine(f"no field '{shown(name)}'; fields here: {_names(value)}")
+            raise BadLine(f"no field '{shown(name)}'; fields here: {names_of(value)}")
         text = _checked_text(meta.pop(name), shown(name))
-    return Parsed(_take_id(meta), Prompt(text), meta)
+    return Prompt(text), meta
 
 
-def _from_prompt(fields: JsonObject) -> Parsed:
+def _from_prompt(fields: JsonObject) -> _Asked:
     if fields.get("messages") is not None and "prompt" in fields:
         raise BadLine("both prompt and messages: keep one")
-    meta = _others(fields, _PROMPT_FIELDS, "prompt")
-    if "prompt" not in fields:
+    given, meta = _split(fields, _PROMPT_FIELDS, "prompt")
+    if "prompt" not in given:
         raise _no_prompt(fields)
-    text = _checked_text(fields["prompt"], "prompt")
-    options = {name: value for name, value in fields.items() if name in _PROMPT_FIELDS and name != "prompt"}
-    _check(options, _RULES)
-    if options.get("temperature") is not None:
-        options["temperature"] = float(options["temperature"])  # 0 and 0.0 make the same request
-    return Parsed(_take_id(meta), Prompt(text, **options), meta)
+    text = _checked_text(given.pop("prompt"), "prompt")
+    _check(given, _PROMPT_FIELDS)
+    if given.get("temperature") is not None:
+        given["temperature"] = float(given["temperature"])  # 0 and 0.0 make the same request
+    return Prompt(text, **given), meta
 
 
 def _no_prompt(fields: JsonObject) -> BadLine:
@@ -213,23 +278,25 @@ def _no_prompt(fields: JsonObject) -> BadLine:
     texts = [name for name, value in fields.items() if isinstance(value, str) and name.isidentifier()]
     best = shown(max(texts, key=lambda name: len(fields[name]), default=""))
     remedy = f"--prompt-column {best}, or -t FILE with {{{{ {best} }}}}; nothing was sent" if best else None
-    reason = f"no prompt; fields here: {_names(fields)}" if fields else "no prompt; the object is empty"
+    reason = f"no prompt; fields here: {names_of(fields)}" if fields else "no prompt; the object is empty"
     return BadLine(reason, remedy=remedy)
 
 
-def _from_messages(fields: JsonObject) -> Parsed:
-    meta = _others(fields, _MESSAGES_FIELDS, "messages")
-    prompt = _of_messages({name: value for name, value in fields.items() if name in _MESSAGES_FIELDS})
-    return Parsed(_take_id(meta), prompt, meta)
+def _from_messages(fields: JsonObject) -> _Asked:
+    given, meta = _split(fields, _MESSAGES_FIELDS, "messages")
+    return _of_messages(given), meta
 
 
-def _of_messages(given: JsonObject) -> Prompt:
+def _of_messages(given: JsonObject, called: str = "messages") -> Prompt:
     """A request in the words of this API or of OpenAI's, which mean the same by them."""
     for names in _SAID_TWICE:
         if all(given.get(name) is not None for name in names):
             raise BadLine(f"both {' and '.join(names)}: keep one")
-    given["messages"] = _messages(given.get("messages"))
-    _check_body(given, _COMPLETION_OPTIONS)
+    messages = given.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise BadLine(f"{called} must be a list of at least one message")
+    given["messages"] = [_message(message, place) for place, message in enumerate(messages, 1)]
+    _check(given, _MESSAGES_FIELDS)
     limits = [given.pop(name, None) for name in _LIMITS]
     options = {name: given.pop(name, None) for name in ("system", "model", "temperature")}
     if options["system"] is not None and any(each["role"] == "system" for each in given["messages"]):
@@ -265,7 +332,7 @@ def _response_format(wanted: Any) -> JsonObject:
     raise BadLine("response_format must be of type text, json_object or json_schema")
 
 
-def _from_openai(line: JsonObject) -> Parsed:
+def _from_openai(line: JsonObject) -> _Asked:
     """A line for OpenAI's batches. What shapes the answer there and has no counterpart here is refused."""
     meta = dict(line)
     body = meta.pop("body", None)
@@ -275,41 +342,35 @@ def _from_openai(line: JsonObject) -> Parsed:
         raise BadLine("method must be POST")
     if not str(meta.pop("url", None) or "/chat/completions").endswith("/chat/completions"):
         raise BadLine("url must be /v1/chat/completions: nothing else can be asked here")
+    given = {}
     for name, value in body.items():
-        if name in _OPENAI_ALONG:
+        if name in _MESSAGES_FIELDS:
+            given[name] = value
+        elif name in _OPENAI_ALONG:
             meta[name] = value
-        elif name not in _MESSAGES_FIELDS and not _says_nothing(name, value, _OPENAI_HARMLESS):
-            option = _nearest_option(name, _MESSAGES_FIELDS)
+        elif value not in (None, [], {}, _OPENAI_HARMLESS.get(name)):
+            option = _nearest_option(name, frozenset(_MESSAGES_FIELDS))
             raise BadLine(f"body.{shown(name)}: " + (f"did you mean '{option}'?" if option else _NO_COUNTERPART))
-    prompt = _of_messages({name: value for name, value in body.items() if name in _MESSAGES_FIELDS})
-    return Parsed(_take_id(meta), prompt, meta)
+    return _of_messages(given), meta
 
 
-_NO_COUNTERPART = "has no counterpart here, leave it out"
-
-
-def _says_nothing(name: str, value: Any, harmless: JsonObject) -> bool:
-    return value in (None, [], {}) or (name in harmless and value == harmless[name])
-
-
-def _from_dataset(fields: JsonObject) -> Parsed:
+def _from_dataset(fields: JsonObject) -> _Asked:
     """Messages under another name, and the answer that is wanted."""
-    given = dict(fields)
-    given["messages"] = _messages(given.pop("request", None), "request")
-    if "response" in given and "reference" not in given:
-        given["reference"] = given.pop("response")
-    return _from_messages(given)
+    given, meta = _split(fields, _MESSAGES_FIELDS, "messages")
+    given["messages"] = meta.pop("request", None)
+    if "response" in meta and "reference" not in meta:
+        meta["reference"] = meta.pop("response")
+    return _of_messages(given, "request"), meta
 
 
-def _from_instruct(fields: JsonObject) -> Parsed:
-    meta = _others(fields, _INSTRUCT_FIELDS, "requestText")
-    body = {name: value for name, value in fields.items() if name in _INSTRUCT_FIELDS}
-    _checked_text(body.get("requestText", body.get("request_text")), "requestText")
-    _check_body(body, _GENERATION_OPTIONS)
-    return Parsed(_take_id(meta), Prompt(None, body), meta)
+def _from_instruct(fields: JsonObject) -> _Asked:
+    given, meta = _split(fields, _INSTRUCT_FIELDS, "requestText")
+    _checked_text(given.get("requestText", given.get("request_text")), "requestText")
+    _check(given, _INSTRUCT_FIELDS)
+    return Prompt(None, given), meta
 
 
-_FROM: dict[Shape, Callable[[Any], Parsed]] = {
+_FROM: dict[Shape, Callable[[Any], _Asked]] = {
     Shape.PROMPT: _from_prompt,
     Shape.STRING: _from_string,
     Shape.MESSAGES: _from_messages,
@@ -320,32 +381,15 @@ _FROM: dict[Shape, Callable[[Any], Parsed]] = {
 }
 
 
-def _others(fields: JsonObject, known: frozenset[str], shape: str) -> JsonObject:
-    """The fields that only travel along. One meant as an option is refused: ignored, it would cost money."""
-    others = {name: value for name, value in fields.items() if name not in known}
-    for name, value in others.items():
-        if value is None:
-            continue
-        if name in _ELSEWHERE and not _says_nothing(name, value, _ELSEWHERE):
-            raise BadLine(f"{name} {_NO_COUNTERPART}")
-        option = _nearest_option(name, _OPTIONS)
-        if option in _MODEL_URIS and shape == "prompt":
-            option = "model"
-        if option == name:
-            raise BadLine(f"{name} does not go with {shape}")
-        if option:
-            raise BadLine(f"unknown field '{shown(name)}': did you mean '{option}'?")
-    return others
-
-
-def _names(fields: JsonObject) -> str:
+def names_of(fields: JsonObject) -> str:
+    """What a message says of the fields that are there."""
     names = ", ".join(shown(name) for name in [*fields][:8])
     return f"{names}, …" if len(fields) > 8 else names
 
 
 def _take_id(meta: JsonObject) -> RecordId:
     value = None
-    for name in _ID_FIELDS:
+    for name in ID_FIELDS:
         if value is None:
             value, taken = meta.pop(name, None), name
     if value is None or type(value) is int:
@@ -367,24 +411,17 @@ def _checked_text(value: Any, name: str) -> str:
     return value
 
 
-def _messages(messages: Any, name: str = "messages") -> list[JsonObject]:
-    """The messages, each with one of the contents the API knows; ``content`` is another word for ``text``."""
-    if not isinstance(messages, list) or not messages:
-        raise BadLine(f"{name} must be a list of at least one message")
-    return [_message(message, place) for place, message in enumerate(messages, 1)]
-
-
 def _message(message: Any, place: int) -> JsonObject:
     if not isinstance(message, dict):
         raise BadLine(f"message {place} must be an object")
     role = "system" if message.get("role") == "developer" else message.get("role")
-    if role not in _ROLES:
+    if role not in ("system", "user", "assistant"):
         raise BadLine(f"message {place}: role must be system, user or assistant")
     said = {name: value for name, value in message.items() if name != "role" and value not in (None, [])}
     name, value = next(iter(said.items())) if len(said) == 1 else ("", None)
     if name not in _CONTENTS:
         wanted = "one text, toolCallList or toolResultList and nothing else"
-        raise BadLine(f"message {place} must have {wanted}; has {_names(message)}")
+        raise BadLine(f"message {place} must have {wanted}; has {names_of(message)}")
     if name == "content" and isinstance(value, list):
         value = "\n".join(_text_of_part(part, place) for part in value)
     if name in ("text", "content"):
@@ -397,47 +434,6 @@ def _text_of_part(part: Any, place: int) -> str:
         case {"type": "text", "text": str(text)}:
             return text
     raise BadLine(f"message {place}: the parts of content must be of type text")
-
-
-def _is_model(value: Any) -> bool:
-    return isinstance(value, str) and value.strip() != "" and not _CONTROL.search(value)
-
-
-def _is_limit(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _is_limit_of_a_body(value: Any) -> bool:
-    """The API writes 64-bit integers as texts."""
-    return _is_limit(int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,19}", value) else value)
-
-
-_Rules = dict[str, tuple[str, Callable[[Any], bool]]]
-_RULES: _Rules = {  # what an option must be, unless it is null
-    "system": ("a text", lambda value: isinstance(value, str)),
-    "temperature": ("a number from 0 to 1", lambda value: type(value) in (int, float) and 0 <= value <= 1),
-}
-_RULES |= dict.fromkeys(_LIMITS, ("an integer above 0", _is_limit))
-_RULES |= dict.fromkeys(("model", *_MODEL_URIS), ("the name of a model", _is_model))
-_RULES |= dict.fromkeys(_COMPLETION_OPTIONS + _GENERATION_OPTIONS, ("an object", lambda value: isinstance(value, dict)))
-_RULES_OF_COMPLETION = _RULES | dict.fromkeys(("maxTokens", "max_tokens"), ("an integer above 0", _is_limit_of_a_body))
-
-
-def _check(options: JsonObject, rules: _Rules) -> None:
-    for name, value in options.items():
-        what, fits = rules.get(name, ("", None))
-        if value is not None and fits is not None and not fits(value):
-            raise BadLine(f"{name} must be {what}")
-
-
-def _check_body(body: JsonObject, places_of_options: tuple[str, ...]) -> None:
-    _check(body, _RULES)
-    for place in places_of_options:
-        options = body.get(place) or {}
-        _check(options, _RULES_OF_COMPLETION)
-        for name in options.keys() - _OPTIONS_OF_COMPLETION:
-            if option := _nearest_option(name, _OPTIONS_OF_COMPLETION):
-                raise BadLine(f"unknown field '{shown(name)}' in {place}: did you mean '{option}'?")
 
 
 # --- misspelt options ---------------------------------------------------------------------------------------
