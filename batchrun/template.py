@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import os
 import threading
@@ -11,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from batchrun.errors import InputProblem, UsageProblem
-from batchrun.inputs import parse
+from batchrun.inputs import ID_FIELDS, names_of, parse
 from batchrun.lines import MAX_LINE_BYTES, BadLine, shown, strict_json
 from batchrun.record import JsonObject, Prompt
 
@@ -22,7 +24,6 @@ FENCE = "+++"
 MISSING = "is not in the record"
 MAX_STEPS = 100_000  # rounds of loops, calls of macros and long texts in one prompt: a second or so
 _IN_HEAD = ("system", "model", "schema", "options.temperature", "options.max_tokens")
-_ID_FIELDS = ("id", "custom_id", "key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +113,6 @@ def _schema(path: Path, given: Any) -> str | None:
 # --- making prompts ---
 
 
-class _Steps(threading.local):
-    """How many are left for the prompt that this thread is making."""
-
-    left = 0
-
-
 @cache
 def compiled(text: str) -> Callable[[JsonObject], str]:
     """What makes the prompt of a record's fields; raises BadLine where they do not do.
@@ -130,7 +125,7 @@ def compiled(text: str) -> Callable[[JsonObject], str]:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from jinja2.visitor import NodeTransformer
 
-    steps = _Steps()
+    steps = threading.local()  # ``left``: how many are, for the prompt that this thread is making
 
     class Missing(StrictUndefined):
         __slots__ = ()
@@ -182,29 +177,25 @@ def compiled(text: str) -> Callable[[JsonObject], str]:
 
     def render(fields: JsonObject) -> str:
         steps.left = MAX_STEPS
-        id_ = next((fields[name] for name in _ID_FIELDS if name in fields), Missing(name="id"))
+        id_ = next((fields[name] for name in ID_FIELDS if name in fields), Missing(name="id"))
         names = {"record": fields, "id": id_, **fields}
-        made: list[str] = []
-        size = 0
+        prompt = io.StringIO()
         try:
             for piece in template.generate(names):
-                made.append(piece)
-                size += len(piece)
-                if size > MAX_LINE_BYTES:
+                if prompt.tell() + len(piece) > MAX_LINE_BYTES:
                     raise BadLine("the template makes a prompt longer than 4 MiB")
-            prompt = "".join(made)
-            prompt.encode()
+                prompt.write(piece)
+            prompt.getvalue().encode()
         except (BadLine, InputProblem):
             raise
         except Exception as error:  # the template is a program: anything may happen in it
-            reason = "does not work with this record"
-            if isinstance(error, TemplateError):
-                reason = str(error)
+            reason = str(error) if isinstance(error, TemplateError) else "does not work with this record"
             if reason.endswith(MISSING):
-                here = ", ".join(shown(name) for name in [*fields][:8])
-                reason += f"; fields here: {here}. For one that may be missing: {{{{ NAME | default('') }}}}"
+                reason += (
+                    f"; fields here: {names_of(fields)}. For one that may be missing: {{{{ NAME | default('') }}}}"
+                )
             raise BadLine(f"template line {_line(error)}: {reason}") from error
-        return prompt
+        return prompt.getvalue()
 
     return render
 
@@ -221,9 +212,5 @@ def _length(operator: str, left: Any, right: Any) -> int:
 
 def _line(error: BaseException) -> int:
     """The line of the template; Jinja puts it into the traceback."""
-    line, trace = 1, error.__traceback__
-    while trace is not None:
-        if "__jinja_exception__" in trace.tb_frame.f_globals:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line
+    places = [line for frame, line in walk_tb(error.__traceback__) if "__jinja_exception__" in frame.f_globals]
+    return places[-1] if places else 1
