@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,14 +22,21 @@ MAX_BAD = 10
 MAX_BAD_SHARE = 0.01
 BATCH_ENTRIES = 1000
 TOO_LONG = "longer than 4 MiB"
+WRONG_FILE = "the first record is bad, so this is hardly the right file (--format names a shape); nothing was sent"
+
+
+def state_of(file: int | Path) -> tuple[int, int, int]:
+    """What tells a file from the one that was checked: inode, mtime in ns, size."""
+    found = os.stat(file)
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """The open input as far as it was checked. ``end`` is the byte after the last one that may be read.
 
-    ``records`` is None if only the beginning was checked. ``checked`` names the state of the file then: inode,
-    mtime in ns, size, digest of all its bytes. ``found``: what the check said, if there was one.
+    ``checked`` is None if it was not checked whole, else the state of the file then, and the digest of all its bytes.
+    ``found``: what the check said, if there was one.
     ``spool`` is what is read in place of ``path``, if anything is.
     """
 
@@ -64,21 +71,20 @@ def reading_of(settings: Settings, fd: int, end: int) -> Reading:
 
 @dataclass(slots=True)
 class Checked:
-    """What was found: ``messages`` names the first bad lines, ``first_bad`` is the (line, offset) of the first.
+    """What was found in the first ``end`` bytes.
 
-    ``remedy``: what to do if the first record is bad.
+    ``messages`` names the first bad lines, ``first_bad`` is the (line, offset) of the first. ``remedy``: what to do
+    about the first record, if that is bad.
     """
 
-    end: int = 0
+    end: int
     lines: int = 0
     records: int = 0
     bad: int = 0
     without_id: int = 0
-    first_is_bad: bool = False
     first_bad: tuple[int, int] | None = None
     remedy: str | None = None
     messages: list[str] = field(default_factory=list)
-    whole: bool = True
     digest: bytes = b""
 
     def told(self) -> list[str]:
@@ -110,14 +116,10 @@ def is_record(line: Line) -> bool:
     return line.too_long or line.raw.strip(b" \t\r") != b""
 
 
-def check_input(
-    path: Path, fd: int, size: int, inventory: Inventory, reading: Reading, *, limit: int | None, strict: bool
-) -> Checked:
-    """Check every line; put every good record into the inventory.
+def check_input(path: Path, fd: int, end: int, inventory: Inventory, reading: Reading, *, strict: bool) -> Checked:
+    """Check every line of the first ``end`` bytes; put every good record into the inventory.
 
     Args:
-        size: Read so many bytes; what was appended since is for another run.
-        limit: Stop after so many records.
         strict: One bad line is one too many.
     Raises:
         InputProblem: this is no JSONL, too many lines are bad, or an id stands on two lines.
@@ -127,17 +129,10 @@ def check_input(
             f"{path}: {reason}", remedy="batchrun reads JSONL: one JSON object, or one text in quotes, a line"
         )
     hasher = hashlib.blake2b(digest_size=16)
-    found = Checked(end=size)
-    entries: list[Entry] = []
-    for line in read_lines(fd, size, hasher):
-        if limit is not None and found.records == limit and is_record(line):
-            found.end, found.whole = line.offset, False
-            break
-        _check_line(path, line, reading, found, entries)
-        if len(entries) >= BATCH_ENTRIES:
-            inventory.add(entries)
-            entries.clear()
-    inventory.add(entries)
+    found = Checked(end)
+    entries = _entries(path, read_lines(fd, end, hasher), reading, found)
+    while batch := list(islice(entries, BATCH_ENTRIES)):
+        inventory.add(batch)
     found.digest = hasher.digest()
     _judge(path, found, strict=strict, of_failures=reading.shape is Shape.FAILURES)
     if repeated := inventory.repeated():
@@ -164,25 +159,27 @@ def prefix_digest(fd: int, size: int) -> bytes:
     return hasher.digest()
 
 
-def _check_line(path: Path, line: Line, reading: Reading, found: Checked, entries: list[Entry]) -> None:
-    found.lines += 1
-    if not is_record(line):
-        return
-    found.records += 1
-    try:
-        if line.too_long:
-            raise BadLine(TOO_LONG)
-        parsed = parse(line.raw, reading)
-    except BadLine as bad:
-        found.bad += 1
-        if found.records == 1:
-            found.first_is_bad, found.remedy = True, bad.remedy
-        found.first_bad = found.first_bad or (line.number, line.offset)
-        if len(found.messages) < MAX_MESSAGES:
-            found.messages.append(f"{path}:{line.number}: {bad}")
-        return
-    found.without_id += parsed.id is None
-    entries.append(Entry(line.number, line.offset, len(line.raw), identity(parsed.id), digest(line.raw)))
+def _entries(path: Path, lines: Iterable[Line], reading: Reading, found: Checked) -> Iterator[Entry]:
+    """One for every good record. ``found`` counts them, and what is bad."""
+    for line in lines:
+        found.lines += 1
+        if not is_record(line):
+            continue
+        found.records += 1
+        try:
+            if line.too_long:
+                raise BadLine(TOO_LONG)
+            parsed = parse(line.raw, reading)
+        except BadLine as bad:
+            found.bad += 1
+            if found.records == 1:
+                found.remedy = bad.remedy or WRONG_FILE
+            found.first_bad = found.first_bad or (line.number, line.offset)
+            if len(found.messages) < MAX_MESSAGES:
+                found.messages.append(f"{path}:{line.number}: {bad}")
+            continue
+        found.without_id += parsed.id is None
+        yield Entry(line.number, line.offset, len(line.raw), identity(parsed.id), digest(line.raw))
 
 
 def _judge(path: Path, found: Checked, *, strict: bool, of_failures: bool) -> None:
@@ -193,9 +190,8 @@ def _judge(path: Path, found: Checked, *, strict: bool, of_failures: bool) -> No
         return
     elif of_failures and found.bad:
         remedy = "no record of it can be read: were its prompts made with -t or --prompt-column? nothing was sent"
-    elif found.first_is_bad:
-        remedy = "the first record is bad, so this is hardly the right file (--format names a shape); nothing was sent"
-        remedy = found.remedy or remedy
+    elif found.remedy is not None:
+        remedy = found.remedy
     elif found.bad > max(MAX_BAD, MAX_BAD_SHARE * found.records):
         remedy = f"more than {MAX_BAD} and more than 1 % of the records are bad; nothing was sent"
     else:

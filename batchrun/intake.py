@@ -6,16 +6,15 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from batchrun.check import Source, check_input, offset_after, reading_of
+from batchrun.check import Source, check_input, offset_after, reading_of, state_of
 from batchrun.config import JobConfig
 from batchrun.errors import InputProblem, UsageProblem
 from batchrun.log import event
 from batchrun.record import State
-from batchrun.spool import STDIN, STREAMS, Spool, made_of
+from batchrun.spool import STDIN, STREAMS, Spool
 from batchrun.storage.inventory import Conflict, Inventory
 from batchrun.storage.jobdir import JobPaths
 from batchrun.storage.ledger import Ledger
@@ -27,19 +26,24 @@ def open_input(path: Path, paths: JobPaths) -> int:
         fd = os.dup(0) if path in STDIN else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise _no_input(path, error) from error
+    try:
+        _refuse_what_cannot_be_read(path, fd, paths)
+    except UsageProblem:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _refuse_what_cannot_be_read(path: Path, fd: int, paths: JobPaths) -> None:
     found = os.fstat(fd)
     if os.isatty(fd):
-        os.close(fd)
         raise UsageProblem(f"{path} is a terminal", remedy="pipe a file into it, or name one")
     if path not in STREAMS and not (stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)):
-        os.close(fd)
         kind = "a directory" if stat.S_ISDIR(found.st_mode) else "neither a file nor a pipe"
         raise UsageProblem(f"{path} is {kind}", remedy="name a file with one record per line")
     for own in (*paths.beside_it, paths.ledger, paths.emulator_journal, paths.spool):
         if own.exists() and os.path.samestat(own.stat(), found):
-            os.close(fd)
             raise UsageProblem(f"{own} would be written over the input", remedy="choose another -o")
-    return fd
 
 
 def from_output(config: JobConfig) -> str:
@@ -67,45 +71,24 @@ def settle_input(
     ``take_out`` is called, inside the transaction, if records whose line has changed are DONE no longer. Not
     ``for_good``: the job's own spool stays as it is.
     """
-    copied_from = made_of(config.input, fd, config.settings)
-    if copied_from is None:
-        source = _settle(ledger, fd, config, None, take_out)
-        if for_good:
-            with suppress(OSError):
-                os.unlink(config.paths.spool)
-        return source
-    spool = Spool(config.paths, copied_from, for_good=for_good)
-    try:
-        spool.read_instead(config.input, fd, config.settings, ledger.job())
-        return replace(_settle(ledger, fd, config, spool, take_out), spool=config.paths.spool)
-    finally:
-        spool.discard_part()
-
-
-def _settle(ledger: Ledger, fd: int, config: JobConfig, spool: Spool | None, take_out: Callable[[], object]) -> Source:
     job = ledger.job()
-    found = os.fstat(fd)
-    known = (job.input_inode, job.input_mtime_ns, job.input_size)
-    if config.strict or known != (found.st_ino, found.st_mtime_ns, found.st_size):
-        source = _check(ledger, fd, found, config, spool, take_out)
-    else:
-        with ledger.transaction():  # the same file, maybe under a new name
-            ledger.save(input_path=from_output(config), input_source=None if spool is None else spool.source)
-        digest = job.input_digest or b""
-        source = Source(
-            config.input,
-            fd,
-            end=found.st_size,
-            records=job.input_records,
-            checked=(found.st_ino, found.st_mtime_ns, found.st_size, digest),
-            first_line=job.low_water_line,
-            first_offset=job.low_water_offset,
-            reading=reading_of(config.settings, fd, found.st_size),
-        )
+    known = job.input_inode, job.input_mtime_ns, job.input_size
+    with Spool(config, fd, for_good=for_good) as spool:
+        spool.read_instead(fd, job.input_source, known)
+        state = _, _, size = state_of(fd)
+        limited = size if config.limit is None else offset_after(fd, size, config.limit)
+        if config.strict or known != state:
+            source = _check(ledger, fd, state, limited, config, spool, take_out)
+        else:
+            with ledger.transaction():  # the same file, maybe under a new name
+                ledger.save(input_path=from_output(config), input_source=spool.source)
+            checked = *state, job.input_digest or b""
+            start = job.low_water_line, job.low_water_offset
+            reading = reading_of(config.settings, fd, size)
+            source = Source(config.input, fd, size, job.input_records, checked, *start, reading=reading)
     if config.limit is not None and source.records is not None:
-        end = offset_after(fd, source.end, config.limit)
-        source = replace(source, end=end, records=min(source.records, config.limit))
-    return source
+        source = replace(source, end=limited, records=min(source.records, config.limit))
+    return source if spool.source is None else replace(source, spool=config.paths.spool)
 
 
 def announce(config: JobConfig, counted: Counter[str]) -> None:
@@ -119,18 +102,21 @@ def announce(config: JobConfig, counted: Counter[str]) -> None:
 def _check(
     ledger: Ledger,
     fd: int,
-    found: os.stat_result,
+    state: tuple[int, int, int],
+    limited: int,
     config: JobConfig,
-    spool: Spool | None,
+    spool: Spool,
     take_out: Callable[[], object],
 ) -> Source:
+    """``limited``: as far as it is read if the ledger knows no record of it yet; else it is held against it whole."""
     has_rows = ledger.last_line() > 0
+    inode, mtime_ns, size = state
     again = Counter[str]()
-    reading = reading_of(config.settings, fd, found.st_size)
+    end = size if has_rows else limited
+    reading = reading_of(config.settings, fd, size)
     inventory = Inventory(ledger)
     try:
-        limit = None if has_rows else config.limit
-        checked = check_input(config.input, fd, found.st_size, inventory, reading, limit=limit, strict=config.strict)
+        checked = check_input(config.input, fd, end, inventory, reading, strict=config.strict)
         with ledger.transaction():
             if has_rows:
                 ledger.forget_bad_lines()
@@ -140,17 +126,16 @@ def _check(
                 again = inventory.adopt()
                 if again[State.DONE]:
                     take_out()
-            after_all = checked.lines + 1, checked.end
+            after_all = checked.lines + 1, end
             start = min(inventory.first_unknown() or after_all, checked.first_bad or after_all)
             ledger.save_low_water(*start)
-            ledger.save(input_path=from_output(config), input_source=None if spool is None else spool.source)
-            if spool is not None:
-                spool.keep()
-            if checked.whole:
+            ledger.save(input_path=from_output(config), input_source=spool.source)
+            spool.keep()
+            if end == size:
                 ledger.save(
-                    input_inode=found.st_ino,
-                    input_mtime_ns=found.st_mtime_ns,
-                    input_size=found.st_size,
+                    input_inode=inode,
+                    input_mtime_ns=mtime_ns,
+                    input_size=size,
                     input_digest=checked.digest,
                     input_records=checked.records,
                 )
@@ -158,15 +143,10 @@ def _check(
         inventory.close()
     if again["again"]:
         announce(config, again)
-    event(
-        "input_checked",
-        records=checked.records,
-        bad=checked.bad,
-        bytes=checked.end,
-        matched_by="line" if checked.without_id else "id",
-    )
-    identity = (found.st_ino, found.st_mtime_ns, found.st_size, checked.digest) if checked.whole else None
-    return Source(config.input, fd, checked.end, checked.records, identity, *start, reading=reading, found=checked)
+    matched_by = "line" if checked.without_id else "id"
+    event("input_checked", records=checked.records, bad=checked.bad, bytes=end, matched_by=matched_by)
+    whole = (*state, checked.digest) if end == size else None
+    return Source(config.input, fd, end, checked.records, whole, *start, reading=reading, found=checked)
 
 
 def _input_changed(config: JobConfig, known_as: str, conflicts: list[Conflict], count: int) -> InputProblem:

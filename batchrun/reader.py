@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import aiofiles
 
 from batchrun.channel import Channel
-from batchrun.check import BLOCK_BYTES, TOO_LONG, is_record, prefix_digest
+from batchrun.check import BLOCK_BYTES, TOO_LONG, is_record, prefix_digest, state_of
 from batchrun.errors import InputProblem
 from batchrun.lines import BadLine, Line, LineSplitter, digest
 from batchrun.log import event
@@ -112,18 +112,17 @@ class Reader:
         if self._source.checked is None:
             return
         try:
-            found = os.stat(self._source.spool or self._source.path)
+            now = state_of(self._source.spool or self._source.path)
         except OSError as error:
             raise self._changed() from error
-        now = (found.st_ino, found.st_mtime_ns, found.st_size)
         if now == self._seen:
             return
         inode, _, size, known = self._source.checked
-        is_longer = found.st_ino == inode and found.st_size >= size
+        is_longer = now[0] == inode and now[2] >= size
         if not is_longer or await asyncio.to_thread(prefix_digest, self._source.fd, size) != known:
             raise self._changed()
         self._seen = now
-        event("input_grew", bytes=found.st_size - size)
+        event("input_grew", bytes=now[2] - size)
 
     def _changed(self) -> InputProblem:
         return InputProblem(

@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import os
+import re
 import select
 import stat
 import tempfile
@@ -19,16 +20,15 @@ from contextlib import suppress
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import orjson
 
-from batchrun.check import BLOCK_BYTES
+from batchrun.check import BLOCK_BYTES, state_of
+from batchrun.config import JobConfig
 from batchrun.errors import InputProblem, UsageProblem
 from batchrun.lines import MAX_LINE_BYTES, shown
 from batchrun.record import Settings
-from batchrun.storage.jobdir import JobPaths
-from batchrun.storage.ledger import Job
 from batchrun.storage.results import sync, sync_directory, write_at, writing
 
 STDIN = (Path("-"), Path("/dev/stdin"))
@@ -38,14 +38,14 @@ TABLES = ("csv", "tsv")
 NOT_A_RECORD = ""  # no column has this name: under it stands why a row is none
 
 
-def made_of(path: Path, fd: int, settings: Settings) -> str | None:
+def _made_of(path: Path, fd: int, settings: Settings) -> str | None:
     """What a copy of this input would be made of; None: it needs none and is read as it is."""
-    found, table = os.fstat(fd), _table(path, settings)
-    if path in STREAMS or not stat.S_ISREG(found.st_mode):
+    table = _table(path, settings)
+    if path in STREAMS or not stat.S_ISREG(os.fstat(fd).st_mode):
         return "-"
     if table is None and path.suffix.lower() not in MAGIC:
         return None
-    return f"{found.st_ino}:{found.st_mtime_ns}:{found.st_size}" + (f":{table}" if table else "")
+    return ":".join(map(str, state_of(fd))) + (f":{table}" if table else "")
 
 
 def _table(path: Path, settings: Settings) -> str | None:
@@ -68,18 +68,34 @@ def open_copy(path: Path) -> int | None:
 
 
 class Spool:
-    """The copy in the state directory, and the one that may become it; or, ``for_good`` being false, never does."""
+    """The copy in the state directory, and the one that may become it; or, ``for_good`` being false, never does.
 
-    def __init__(self, paths: JobPaths, source: str, *, for_good: bool) -> None:
-        self._path = paths.spool
+    ``source`` is what it is made of; None: the input needs no copy, and is read as it is.
+    """
+
+    def __init__(self, config: JobConfig, fd: int, *, for_good: bool) -> None:
         aside = Path(tempfile.gettempdir(), f"batchrun-{os.getpid()}")
-        self._part = paths.spool.with_name("spool.part") if for_good else aside
+        self._path = config.paths.spool
+        self._part = self._path.with_name("spool.part") if for_good else aside
         self._for_good = for_good
-        self.source = source
-        self.is_new = False
+        self._input = config.input
+        self._settings = config.settings
+        self._is_new = False
+        self.source = _made_of(config.input, fd, config.settings)
 
-    def read_instead(self, path: Path, fd: int, settings: Settings, job: Job) -> None:
-        """Let ``fd`` be the copy's: the one that is there if it is still what it was made of, else a new one.
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: object, *_: object) -> None:
+        """Leave no copy behind that was not kept, and none of an input that needs none."""
+        with suppress(OSError):
+            if self.source is not None:
+                self._part.unlink(missing_ok=True)
+            elif self._for_good and not failed:
+                self._path.unlink()
+
+    def read_instead(self, fd: int, known_source: str | None, known_state: tuple[int | None, ...]) -> None:
+        """Let ``fd`` be the copy's: the one that is there if it is still what the ledger knows, else a new one.
 
         A stream without a byte brings nothing new: the copy that is there is read.
 
@@ -87,32 +103,33 @@ class Spool:
             InputProblem: the input is torn, or no such archive or table.
             DiskProblem: there is no room for it.
         """
+        if self.source is None:
+            return
         known = open_copy(self._path)
         try:
-            checked = (job.input_inode, job.input_mtime_ns, job.input_size)
-            if known is None or not self.source == job.input_source != "-" or _identity(known) != checked:
-                size = self._fill(path, fd, settings)
-                self.is_new = size > 0 or self.source != "-" or known is None
-            if known is not None and not self.is_new:
+            if known is None or not self.source == known_source != "-" or state_of(known) != known_state:
+                size = self._fill(fd)
+                self._is_new = size > 0 or self.source != "-" or known is None
+            if known is not None and not self._is_new:
                 os.dup2(known, fd, inheritable=False)
         finally:
             if known is not None:
                 os.close(known)
 
-    def _fill(self, path: Path, fd: int, settings: Settings) -> int:
+    def _fill(self, fd: int) -> int:
         """Make a new copy and let ``fd`` be its. Returns its size."""
-        at = 0
+        path, at = self._input, 0
         with writing(self._part):
             self._part.unlink(missing_ok=True)  # of a run that was killed here
             copy = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 if not self._for_good:
                     self._part.unlink()  # only what is open is needed
-                for block in _blocks(path, fd, settings):
+                for block in _blocks(path, fd, self._settings):
                     write_at(copy, block, at)
                     at += len(block)
                 sync(copy)
-                if made_of(path, fd, settings) != self.source:
+                if _made_of(path, fd, self._settings) != self.source:
                     raise InputProblem(f"{path} was changed while it was read", remedy="run again when it is at rest")
                 os.dup2(copy, fd, inheritable=False)
             finally:
@@ -124,19 +141,10 @@ class Spool:
 
         Killed in between, the ledger still knows the old one, and the next start checks the new one against it.
         """
-        if self.is_new and self._for_good:
+        if self._is_new and self._for_good:
             with writing(self._path):
                 os.replace(self._part, self._path)
                 sync_directory(self._path.parent)
-
-    def discard_part(self) -> None:
-        with suppress(OSError):
-            self._part.unlink(missing_ok=True)
-
-
-def _identity(fd: int) -> tuple[int, int, int]:
-    found = os.fstat(fd)
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 # --- archives and streams ---
@@ -186,6 +194,13 @@ def _read(path: Path, read: Callable[[int], bytes], size: int) -> bytes:
 
 # --- tables ---
 
+_COMPLAINTS = (
+    ("field limit", "a cell is longer than 4 MiB; perhaps its quote is not closed"),
+    ("end of data", "a quote is opened here and not closed"),
+    ("new-line", "line ends are CR only: convert the line ends to LF"),
+    ("", "a quote inside a cell in quotes is written twice"),
+)
+
 
 def _rows(path: Path, file: io.BufferedIOBase, delimiter: str, settings: Settings) -> Iterator[bytes]:
     """Each row as an object, on the line on which it begins in the table."""
@@ -197,16 +212,14 @@ def _rows(path: Path, file: io.BufferedIOBase, delimiter: str, settings: Setting
 
     def lines() -> Iterator[str]:
         nonlocal row_bytes
-        number = 0
-        while raw := _read(path, file.readline, MAX_LINE_BYTES + 1):
-            number += 1
+        raws = iter(lambda: _read(path, file.readline, MAX_LINE_BYTES + 1), b"")
+        for number, raw in enumerate(raws, 1):
             if len(raw) > MAX_LINE_BYTES:
                 refuse(number, "longer than 4 MiB")
             row_bytes += len(raw)
             if row_bytes > 2 * MAX_LINE_BYTES:
                 refuse(number, "a row is longer than 8 MiB; perhaps a quote is not closed")
-            text = raw.decode(errors="surrogateescape")
-            yield text.removeprefix("\ufeff") if number == 1 else text
+            yield raw.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
 
     csv.field_size_limit(MAX_LINE_BYTES)
     text = lines()
@@ -232,7 +245,7 @@ def _rows(path: Path, file: io.BufferedIOBase, delimiter: str, settings: Setting
                 remedy = "--prompt-column NAME, or -t FILE with {{ NAME }}"
                 refuse(line, f"which column is the prompt? There are: {', '.join(map(shown, columns))}", remedy)
     except csv.Error as error:
-        refuse(begins, _in_words(str(error)))
+        refuse(begins, next(words for complaint, words in _COMPLAINTS if complaint in str(error)))
 
 
 def _no_header(columns: list[str]) -> str | None:
@@ -256,14 +269,4 @@ def _object(columns: list[str], row: list[str]) -> dict[str, str]:
 
 
 def _is_text(cells: str) -> bool:
-    return "\0" not in cells and not any("\udc80" <= char <= "\udcff" for char in cells)
-
-
-def _in_words(complaint: str) -> str:
-    if "field limit" in complaint:
-        return "a cell is longer than 4 MiB; perhaps its quote is not closed"
-    if "end of data" in complaint:
-        return "a quote is opened here and not closed"
-    if "new-line" in complaint:
-        return "line ends are CR only: convert the line ends to LF"
-    return "a quote inside a cell in quotes is written twice"
+    return re.search("[\0\udc80-\udcff]", cells) is None

@@ -131,7 +131,7 @@ def test_lines_tile_the_file_and_each_is_a_record_or_a_named_fault(
         assert at == len(data)
         ledger.connection.execute("DELETE FROM inventory")
         with suppress(InputProblem):
-            checked = check_input(path, fd, len(data), inventory, AS_EACH_IS, limit=None, strict=False)
+            checked = check_input(path, fd, len(data), inventory, AS_EACH_IS, strict=False)
             assert checked.records == sum(map(is_record, lines))
             assert [row[0] for row in ledger.connection.execute("SELECT line FROM inventory ORDER BY line")] == good
     finally:
