@@ -201,9 +201,12 @@ def _split(fields: JsonObject, known: Mapping[str, _Rule], shape: str) -> tuple[
 
     One of these that was meant as an option is refused: ignored, it would cost money.
     """
-    given = {name: value for name, value in fields.items() if name in known}
-    others = {name: value for name, value in fields.items() if name not in known}
-    for name, value in others.items():
+    given, others = {}, {}
+    for name, value in fields.items():
+        if name in known:
+            given[name] = value
+            continue
+        others[name] = value
         if value is None:
             continue
         if name in _ELSEWHERE and value not in ([], {}, _ELSEWHERE[name]):
@@ -453,13 +456,11 @@ def _nearest_option(name: str, options: frozenset[str]) -> str | None:
     if name == "message" or not 4 <= len(name) <= longest:  # "message" is a usual column, though close to an option
         return None
     folded = _folded(name)
-    letters = "".join(sorted(folded))
     for option in known:
-        if letters == "".join(sorted(option)):  # another case, a missing underscore, two letters swapped
+        if sorted(folded) == sorted(option):  # another case, a missing underscore, two letters swapped
             return known[option]
     cutoff = 0.87 if len(folded) >= 8 else 0.9  # modelUrl is close enough, mode is not
     for close in difflib.get_close_matches(folded, known, n=1, cutoff=cutoff):
-        option = known[close]
-        if not re.fullmatch(re.escape(option) + r"(s|[_\-. \dA-Z].*)", name):  # models, temperature_c
-            return option
+        if not re.fullmatch(re.escape(known[close]) + r"(s|[_\-. \dA-Z].*)", name):  # models, temperature_c
+            return known[close]
     return None

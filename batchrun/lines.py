@@ -210,7 +210,6 @@ def shown(key: str) -> str:
 
 # --- the whole file -----------------------------------------------------------------------------------------
 
-_RESAVE = " text: save it as UTF-8"
 _FORMATS = (
     (b"\x1f\x8b", "a gzip file: name it .gz, or unpack it"),
     (b"PK\x03\x04", "a zip file (or a spreadsheet): save the records as JSONL"),
@@ -219,10 +218,6 @@ _FORMATS = (
     (b"\xfd7zXZ\x00", "an xz file: unpack it first"),
     (b"\x00\x00\x00\x00", "zero bytes: the file was not written to its end, make it again"),
     (b"PAR1", "a parquet file: save the records as JSONL"),
-    (b"\xff\xfe\x00\x00", "UTF-32" + _RESAVE),
-    (b"\x00\x00\xfe\xff", "UTF-32" + _RESAVE),
-    (b"\xff\xfe", "UTF-16" + _RESAVE),
-    (b"\xfe\xff", "UTF-16" + _RESAVE),
 )
 _NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a]")
 _QUOTED_COLUMN = re.compile(rb'"(?:[^"\\]|\\.|"")*+"[ \t]*[,;\t]', re.DOTALL)
@@ -236,8 +231,9 @@ def sniff(head: bytes) -> str | None:
     for magic, reason in _FORMATS:
         if head.startswith(magic):
             return reason
-    if b"\x00" in head[:4]:
-        return "UTF-32" + _RESAVE if head[:4].count(0) == 3 else "UTF-16" + _RESAVE
+    if b"\0" in head[:4] or head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        bits = 32 if b"\0\0" in head[:4] else 16
+        return f"UTF-{bits} text: save it as UTF-8"
     text = head.lstrip(_BOM + b" \t\r\n")
     first, *others = [line.strip(b" \t\r") for line in text.split(b"\n")]
     if first.startswith(b"["):
