@@ -173,6 +173,7 @@ _INSTRUCT_FIELDS = _in_both_cases(requestText=None, instructionText=None, instru
 _INSTRUCT_FIELDS |= _in_both_cases(generationOptions=_OPTIONS) | {"model": _MODEL}
 _FIELDS_OF_OPTIONS = _in_both_cases(maxTokens=_LIMIT_OF_A_BODY)
 _FIELDS_OF_OPTIONS |= {"temperature": _TEMPERATURE, "stream": None, "partialResults": None}
+_RULES_OF_OPTIONS = _MESSAGES_FIELDS | _INSTRUCT_FIELDS | _FIELDS_OF_OPTIONS  # also for what stands in the wrong place
 _ALL_FIELDS = frozenset(_PROMPT_FIELDS | _MESSAGES_FIELDS | _INSTRUCT_FIELDS)
 _MODEL_URIS = ("modelUri", "model_uri")
 _LIMITS = ("max_tokens", "max_completion_tokens")
@@ -230,7 +231,7 @@ def _check(given: JsonObject, rules: Mapping[str, _Rule]) -> None:
         if not fits(value):
             raise BadLine(f"{name} must be {what}")
         if rule is _OPTIONS:
-            _check(value, _FIELDS_OF_OPTIONS)
+            _check(value, _RULES_OF_OPTIONS)
             for unknown in value.keys() - _FIELDS_OF_OPTIONS.keys():
                 if option := _nearest_option(unknown, frozenset(_FIELDS_OF_OPTIONS)):
                     raise BadLine(f"unknown field '{shown(unknown)}' in {name}: did you mean '{option}'?")
