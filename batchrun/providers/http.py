@@ -274,7 +274,9 @@ def is_loopback(url: str) -> bool:
 
 def retry_after_s(value: str | None, *, now: float) -> float:
     """Seconds that a ``Retry-After`` header asks for, at most 300; 0 without one, or if it makes no sense."""
-    text = (value or "").strip()
+    if value is None:
+        return 0.0
+    text = value.strip()
     try:
         asked_s = float(text) if re.fullmatch(r"[0-9]{1,9}", text) else parsedate_to_datetime(text).timestamp() - now
     except (ValueError, OverflowError):
