@@ -9,7 +9,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,6 +68,12 @@ class Crash:
         file = self.disk.names.get(OUTPUT)
         is_durable = file is not None and file.visible == file.durable
         return (*self.cut, rest) if rest and is_durable else self.cut
+
+    def found(self) -> Hashable:
+        """Equal for two crashes after which one run does the same and is judged by the same. A later crash may still
+        tell them apart.
+        """
+        return hash(tuple(sorted(self.disk.contents().items()))), self.accepted, self.to_be_cut()
 
 
 NOTHING = Crash("", Disk(), ())
