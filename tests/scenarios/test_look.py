@@ -66,7 +66,7 @@ def test_a_dry_run_says_what_a_run_would_do_and_leaves_no_trace(bench: Bench) ->
 def test_a_dry_run_of_a_job_that_was_killed_counts_what_is_left_and_changes_nothing(bench: Bench) -> None:
     """Fails if the ledger itself is written to, or if a record in doubt or repaired is not among those to be sent."""
     bench.lines(record("written"), record("open"), record("in doubt"), '{"id": "bad", "prompt": ""}', record("new"))
-    bench.emulator.change(rules=[{"text": "open", "p50": 9, "p99": 9}, {"text": "in doubt", "slow": 60}])
+    bench.emulator.change(rules=[{"text": "open", "p50": 4, "p99": 4}, {"text": "in doubt", "slow": 60}])
     bench.kill_once("--limit", "4", done=1, open=1, intent=1, failed=1)
     bench.emulator.change(rules=[])
     ran = look(bench)

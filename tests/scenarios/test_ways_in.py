@@ -157,8 +157,12 @@ KILLED = {
 }
 
 
-@pytest.mark.parametrize("name", ["-", "in.jsonl.gz"])
-@pytest.mark.parametrize("moment", KILLED)
+EVERY_ONE = os.environ.get("FAULTS") == "all"
+STREAMED = [("-", moment) for moment in KILLED]
+PACKED = [("in.jsonl.gz", moment) for moment in KILLED if EVERY_ONE or moment == "after the rename"]
+
+
+@pytest.mark.parametrize(("name", "moment"), [*STREAMED, *PACKED])
 def test_a_kill_while_a_new_copy_takes_the_place_of_the_old_costs_nothing(bench: Bench, name: str, moment: str) -> None:
     """Fails if half a copy is read, or if the ledger trusts places that are those of another copy."""
 

@@ -183,9 +183,10 @@ def at_ten(records: int, rps: float, **options: Any) -> Simulated:
     return simulate(records, {**REAL, "rph": 1e9}, LONG, rps=rps, read_rps=48.0, rph=1e9, **options)
 
 
-def day_with_restarts() -> Simulated:
+def day_with_restarts(hours: int = 24, of_kills: tuple[int, int, int] = (5, 11, 20)) -> Simulated:
     """Killed twice in the middle of a burst and once in a pause; few polls, to be quick."""
-    return night(200_000, until=DAY_S, read_rps=2.0, prepare=restarts(18_105.5, 40_000.0, 72_200.25))
+    kills = (hour * HOUR_S + second for hour, second in zip(of_kills, (105.5, 400.0, 200.25), strict=True))
+    return night(200_000, until=hours * HOUR_S, read_rps=2.0, prepare=restarts(*kills))
 
 
 def one_read_in_100_s() -> Simulated:
