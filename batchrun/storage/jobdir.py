@@ -13,12 +13,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from io import FileIO
+from itertools import takewhile
 from pathlib import Path
 from typing import Self
 
 from batchrun.errors import DiskProblem, TryLater, UsageProblem
 from batchrun.storage.ledger import check_files, files_of
-from batchrun.storage.results import AS_IT_IS, sync_directory, write_anew, writing
+from batchrun.storage.results import AS_IT_IS, blocks_of, sync_directory, write_anew, writing
 
 LOCK_TRIES = 5
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "9p2000", "fuse.sshfs", "fuse.rclone"})
@@ -139,7 +140,8 @@ class JobDir:
         with writing(path), suppress(FileNotFoundError):
             log = os.open(f"{path}-wal", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                write_anew(log, 0, os.fstat(log).st_size)
+                frames = takewhile(any, blocks_of(log, 0))  # where zeros begin, SQLite reads no further
+                write_anew(log, 0, sum(map(len, frames)))
             finally:
                 os.close(log)
         try:

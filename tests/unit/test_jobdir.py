@@ -52,6 +52,25 @@ def test_the_state_may_stand_elsewhere() -> None:
     assert paths.failures == Path("folder/out.errors.ndjson")
 
 
+# --- the ledger's log ---
+
+
+def test_only_what_sqlite_would_read_of_a_log_is_written_anew(paths: JobPaths) -> None:
+    """Fails if a log with a hole is written to its end: the hole would fill the disk."""
+    paths.output.touch()
+    jobdir = JobDir.take(paths)
+    paths.ledger.write_bytes(b"ledger")
+    log = paths.state / "ledger.db-wal"
+    with log.open("wb") as file:
+        file.write(b"frames")
+        file.truncate(1 << 40)
+    jobdir.make_ledger_file()
+    jobdir.release()
+    with log.open("rb") as file:
+        assert file.read(6) == b"frames"
+    assert log.stat().st_blocks * 512 <= 2 << 20
+
+
 # --- the lock ---
 
 HOLD = """
