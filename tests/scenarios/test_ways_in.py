@@ -117,7 +117,7 @@ def test_a_stream_that_is_refused_at_the_first_start_leaves_nothing_behind(bench
     assert run(bench, "-", feed=gzip.compress(lines("a"))).stderr.startswith("error: -: a gzip file: name it .gz")
     no_output = "def refuse(*_): raise DiskProblem('no output', remedy='mend it')"
     late = with_changes(
-        f"from batchrun import tail\nfrom batchrun.errors import DiskProblem\n{no_output}\ntail.make_output = refuse"
+        f"from batchrun import tail\nfrom batchrun.errors import DiskProblem\n{no_output}\ntail.lock_output = refuse"
     )
     assert run(bench, "-", feed=lines("a"), program=late).exit_code == 74
     assert left(bench) == set()
