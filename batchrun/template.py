@@ -15,7 +15,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
-from batchrun.errors import InputProblem, UsageProblem
+from batchrun.errors import BatchrunError, InputProblem, UsageProblem
 from batchrun.inputs import ID_FIELDS, names_of, parse
 from batchrun.lines import MAX_LINE_BYTES, BadLine, shown, strict_json
 from batchrun.record import JsonObject, Prompt
@@ -186,7 +186,7 @@ def compiled(text: str) -> Callable[[JsonObject], str]:
                     raise BadLine("the template makes a prompt longer than 4 MiB")
                 prompt.write(piece)
             prompt.getvalue().encode()
-        except (BadLine, InputProblem):
+        except (BadLine, BatchrunError):  # a signal, too, ends the run and not the record
             raise
         except Exception as error:  # the template is a program: anything may happen in it
             reason = str(error) if isinstance(error, TemplateError) else "does not work with this record"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
 from batchrun.cli.run import config_of, run
-from batchrun.errors import UsageProblem
+from batchrun.errors import Interrupted, UsageProblem
+from batchrun.job import _interrupt
 from batchrun.record import Settings
+from batchrun.stop import on_signals
 from batchrun.template import compiled, read_template
 
 HEAD = """+++
@@ -29,6 +32,18 @@ def test_the_text_stays_as_it_is_and_keeps_its_lines(tmp_path: Path) -> None:
     (tmp_path / "t.j2").write_text(HEAD + "x\n{{ }}")
     with pytest.raises(UsageProblem, match=r"t\.j2:10: "):
         read_template(tmp_path / "t.j2")
+
+
+def test_a_signal_while_a_prompt_is_made_is_no_fault_of_the_record() -> None:
+    """Fails if whatever a template raises makes a bad line: the run would go on, with one record fewer."""
+
+    class Slow:
+        def __str__(self) -> str:
+            signal.raise_signal(signal.SIGTERM)
+            return "never"
+
+    with on_signals(_interrupt), pytest.raises(Interrupted):
+        compiled("{{ a }}")({"a": Slow()})
 
 
 def settings(tmp_path: Path, *options: str) -> Settings:
