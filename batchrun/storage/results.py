@@ -7,7 +7,7 @@ import os
 import stat
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -47,7 +47,7 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def write_new(path: Path, pieces: Iterable[bytes], mode: int = 0o600) -> None:
-    """Make a file of these pieces. It is durable, name and all, when this returns."""
+    """Make a file of these pieces. It is durable, name and all, when this returns, and not there if it fails."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         at = 0
@@ -55,6 +55,10 @@ def write_new(path: Path, pieces: Iterable[bytes], mode: int = 0o600) -> None:
             write_at(fd, piece, at)
             at += len(piece)
         sync(fd)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(path)
+        raise
     finally:
         os.close(fd)
     sync_directory(path.parent)

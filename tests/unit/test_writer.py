@@ -256,6 +256,7 @@ def test_what_cannot_be_written_whole_leaves_the_old_file_as_it_was(desk: Desk) 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert desk.paths.failures.read_bytes() == before
+    assert not desk.paths.new_failures.exists(), "half a file stays behind"
     assert len(desk.write_failures()) == 21
 
 
