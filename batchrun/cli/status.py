@@ -53,9 +53,10 @@ def open_job(paths: JobPaths, at_rest_to: str = "") -> Ledger:
     if at_rest_to and is_locked(paths):
         raise UsageProblem(f"{paths.output} is being written by a run", remedy=f"{at_rest_to} when it has ended")
     ledger = Ledger.read_only(paths.ledger)
-    if not ledger.exists():
-        raise UsageProblem(f"the job of {paths.output} has not begun", remedy="run it first")
-    return ledger
+    if ledger.exists():
+        return ledger
+    ledger.close()
+    raise UsageProblem(f"the job of {paths.output} has not begun", remedy="run it first")
 
 
 @contextmanager
