@@ -6,20 +6,33 @@ import json
 import math
 import os
 import time
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from batchrun.cli import exit_code_of
 from batchrun.cli.options import END, PATH, SCREEN, SETTINGS, STATE_DIR
-from batchrun.cli.run import config_of, run, run_job, say_unwell, start_log
+from batchrun.cli.run import config_of, refuse_log, run, run_job, say_unwell, start_log
 from batchrun.cli.status import input_of, open_job, settings_of
 from batchrun.config import REMEMBERED, JobConfig
-from batchrun.errors import BUG, CREDENTIALS, DECISION, DISK, INPUT, RUN_AGAIN, USAGE, UsageProblem
+from batchrun.errors import (
+    BUG,
+    CREDENTIALS,
+    DECISION,
+    DISK,
+    INPUT,
+    RUN_AGAIN,
+    USAGE,
+    BatchrunError,
+    InputProblem,
+    UsageProblem,
+)
 from batchrun.providers.http import check_endpoint, is_loopback
 from batchrun.record import State
 from batchrun.storage.jobdir import AlreadyRunning, JobPaths, is_locked, read_holder
@@ -53,9 +66,18 @@ def resume(
     whose answers lapse first before the others, and share the hourly quota. Finished jobs of a
     folder are left alone. Of several exit codes the most serious stands.
     """
-    start_log(log_file, verbose=verbose)
-    waiting = list[tuple[float, JobConfig]]()
-    jobs = jobs_of(paths, state_dir)
+    codes, waiting, job_ids = {0}, list[tuple[float, JobConfig]](), dict[Path, str]()
+
+    def tell(error: OSError) -> None:
+        codes.add(exit_code_of(partial(_raise, error)))
+
+    jobs = jobs_of(paths, state_dir, tell)
+    for job, _ in jobs:
+        inputs = list[Path]()
+        with suppress(BatchrunError, OSError), closing(open_job(job)) as ledger:  # ``look`` says what is wrong with it
+            job_ids[job.output] = ledger.job().job_id
+            inputs.append(input_of(ledger, job))
+        refuse_log(log_file, job, *inputs)
 
     def look(job: JobPaths, is_named: bool) -> int:
         """Let the job wait for its turn if it has anything to do; else its code, if anybody must know."""
@@ -68,8 +90,9 @@ def resume(
             if is_named or not is_over:
                 others = tuple(other.ledger for other, _ in jobs if other != job)
                 this_run = {"deadline": deadline, "collect_only": collect_only, "beside": others}
-                config = config_of_job(ledger, job, log_file, **this_run)
+                config = config_of_job(ledger, job, **this_run)
                 if is_named or was_cut or not summary.is_finished(config.limit):
+                    refuse_doubtful(job, is_named, job_ids)
                     waiting.append((summary.oldest_open_at or math.inf, config))
                     return 0
         if summary.job_exit_code() != DECISION:
@@ -77,7 +100,9 @@ def resume(
         say_unwell(summary, job)
         return DECISION
 
-    codes = {0, *(exit_code_of(partial(look, job, is_named)) for job, is_named in jobs)}
+    codes |= {exit_code_of(partial(look, job, is_named)) for job, is_named in jobs}
+    if waiting:
+        start_log(log_file, verbose=verbose)
     for _, config in sorted(waiting, key=lambda each: each[0]):
         code = RUN_AGAIN
         if deadline is None or time.monotonic() < deadline:
@@ -88,18 +113,36 @@ def resume(
     return min(codes, key=SERIOUS.index)
 
 
-def jobs_of(paths: tuple[Path, ...], state_dir: Path | None) -> list[tuple[JobPaths, bool]]:
-    """Every job once, and whether it was named by its output."""
+def refuse_doubtful(job: JobPaths, is_named: bool, job_ids: dict[Path, str]) -> None:
+    """Raise InputProblem for a job that is there more than once, or that was found without its output."""
+    same = [path for path, job_id in job_ids.items() if path != job.output and job_id == job_ids.get(job.output)]
+    if same:
+        cause = f"{job.output} and {same[0]} are copies of one job: both would pay"
+        raise InputProblem(cause, remedy="move one away, or name only the output that shall go on")
+    if not is_named and not job.output.exists():
+        remedy = f"put it back, or name the job's own: batchrun resume OUTPUT --state-dir {job.state}"
+        raise InputProblem(f"{job.output} is not there, and {job.state} holds a job", remedy=remedy)
+
+
+def jobs_of(
+    paths: tuple[Path, ...], state_dir: Path | None, tell: Callable[[OSError], None]
+) -> list[tuple[JobPaths, bool]]:
+    """Every job once, and whether it was named by its output. ``tell``: of a folder that cannot be read."""
     if state_dir is not None and (len(paths) > 1 or paths[0].is_dir()):
         raise UsageProblem("--state-dir belongs to one output", remedy="name that output, and nothing else")
     named = [(JobPaths.of(path, state_dir), True) for path in paths if not path.is_dir()]
-    ledgers = (ledger for path in paths if path.is_dir() for ledger in sorted(path.rglob("*.batchrun/ledger.db")))
-    outputs = (ledger.parent.with_suffix("") for ledger in ledgers)
+    folders = chain.from_iterable(os.walk(path, onerror=tell) for path in paths if path.is_dir())
+    states = sorted(Path(at) for at, *names in folders if "ledger.db" in chain(*names))
+    outputs = (state.with_suffix("") for state in states if state.suffix == ".batchrun")
     below = [(JobPaths.of(path), False) for path in outputs if not path.name.endswith(".errors.ndjson")]
     return list({job.state.resolve(): (job, is_named) for job, is_named in (*below, *named)}.values())
 
 
-def config_of_job(ledger: Ledger, paths: JobPaths, log_file: Path | None = None, **this_run: Any) -> JobConfig:
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def config_of_job(ledger: Ledger, paths: JobPaths, **this_run: Any) -> JobConfig:
     """How the job was started last, held to the rules for options. The environment has no say in it.
 
     ``this_run``: what no job keeps.
@@ -115,7 +158,7 @@ def config_of_job(ledger: Ledger, paths: JobPaths, log_file: Path | None = None,
     if endpoint is not None and not is_loopback(endpoint) and endpoint != os.environ.get("BATCHRUN_ENDPOINT"):
         remedy = "export BATCHRUN_ENDPOINT with this address: who is given the key is not for a file to say"
         raise UsageProblem(f"the job of {paths.output} was sent to {endpoint}", remedy=remedy)
-    given = {name: stored.get(name) for name in REMEMBERED} | {"provider": settings.provider, "log_file": log_file}
+    given = {name: stored.get(name) for name in REMEMBERED} | {"provider": settings.provider}
     given |= {"output": paths.output, "state_dir": paths.state}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
     input_path = os.devnull if ledger.job().input_source == "-" else str(input_of(ledger, paths))

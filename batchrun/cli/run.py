@@ -127,12 +127,7 @@ def config_of(options: dict[str, Any]) -> JobConfig:
     if not given.output.parent.is_dir():
         raise DiskProblem(f"there is no folder {given.output.parent}", remedy="make it, or choose another -o")
     paths = JobPaths.of(given.output, given.state_dir)
-    if given.log_file is not None:
-        log = given.log_file.resolve()
-        taken = {path.resolve() for path in (given.input, paths.output, paths.failures)}
-        if log in taken or paths.state.resolve() in log.parents or log.is_fifo():
-            cause = f"{given.log_file} cannot be the log: it is a file of the job, or a pipe"
-            raise UsageProblem(cause, remedy="choose another")
+    refuse_log(given.log_file, paths, given.input)
     refuse_contradictions(given)
     template = None if given.template is None else read_template(given.template)
     text, asked, schema = (template.text, template.options, template.schema) if template else (None, Prompt(""), None)
@@ -155,6 +150,15 @@ def config_of(options: dict[str, Any]) -> JobConfig:
     of_the_run = {name: options[name] for name in JobConfig.__dataclass_fields__ if name in options}
     of_the_run["read_rps"] = given.read_rps or read_rps_for(given.rps)
     return JobConfig(paths=paths, settings=settings, **of_the_run)
+
+
+def refuse_log(path: Path | None, job: JobPaths, *inputs: Path) -> None:
+    """Raise UsageProblem for a log that would be written into a file of the job."""
+    if path is None:
+        return
+    log, taken = path.resolve(), {each.resolve() for each in (*inputs, *job.beside_it)}
+    if log in taken or job.state.resolve() in log.parents or log.is_fifo():
+        raise UsageProblem(f"{path} cannot be the log: it is a file of the job, or a pipe", remedy="choose another")
 
 
 def refuse_contradictions(given: SimpleNamespace) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 
 from batchrun.cli.verify import verify
@@ -121,6 +122,15 @@ def _get_ready(ignore: tuple[int, ...], before: Callable[[], None] | None) -> No
         before()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN if number in ignore else signal.SIG_DFL)
+
+
+def as_owner() -> tuple[str, ...]:
+    """A command in which permissions hold, for root as well."""
+    if os.geteuid():
+        return ()
+    if shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv, to be stopped by permissions as root")
+    return "setpriv", "--bounding-set", "-dac_override,-dac_read_search"
 
 
 class Bench:

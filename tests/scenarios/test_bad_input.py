@@ -5,11 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import shutil
 
 import pytest
 
-from tests.scenarios.bench import Bench, record
+from tests.scenarios.bench import Bench, as_owner, record
 
 GOOD = record("good")
 DEEP = b'{"prompt": "deep", "x": ' + b"[" * 64 + b"]" * 64 + b"}"
@@ -254,14 +253,9 @@ def test_a_few_bad_lines_fail_alone(bench: Bench) -> None:
 
 def test_an_input_that_may_not_be_read_is_a_mistake_in_the_command(bench: Bench) -> None:
     """Fails if the error of the system is shown as a bug, or as a fault of the disk."""
-    as_owner: tuple[str, ...] = ()
-    if os.geteuid() == 0:  # whom no permission stops
-        as_owner = "setpriv", "--bounding-set", "-dac_override,-dac_read_search"
-        if shutil.which("setpriv") is None:
-            pytest.skip("needs setpriv, to be stopped by permissions as root")
     bench.records("a")
     bench.input.chmod(0)
-    ran = bench.run(within=as_owner)
+    ran = bench.run(within=as_owner())
     assert (ran.exit_code, ran.stderr.splitlines()[0]) == (2, "error: in.jsonl: Permission denied")
     assert not bench.state.exists()
 

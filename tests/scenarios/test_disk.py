@@ -14,9 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import pytest
-
-from tests.scenarios.bench import Bench, record, wait_until
+from tests.scenarios.bench import Bench, as_owner, record, wait_until
 from tests.scenarios.disks import fill, small_disk, with_changes
 from tests.scenarios.test_output_changes import uncommit_the_last_line
 
@@ -239,11 +237,6 @@ def mode_of(path: Path, mode: int) -> Iterator[None]:
 
 def test_a_file_or_folder_without_permission_stops_a_run_before_anything_is_sent(finished: Bench) -> None:
     """Fails if a file is opened only when it is first written to."""
-    as_owner: tuple[str, ...] = ()
-    if os.geteuid() == 0:  # whom no permission stops
-        as_owner = "setpriv", "--bounding-set", "-dac_override,-dac_read_search"
-        if shutil.which("setpriv") is None:
-            pytest.skip("needs setpriv, to be stopped by permissions as root")
     finished.append("d")
     (finished.folder / "closed").mkdir()
     (finished.folder / "empty.jsonl").touch()
@@ -255,7 +248,7 @@ def test_a_file_or_folder_without_permission_stops_a_run_before_anything_is_sent
         ("closed", 0o700, "missing/out.jsonl", "there is no folder missing"),
     ):
         with mode_of(finished.folder / path, mode):
-            ran = finished.run("-o", output, within=as_owner)
+            ran = finished.run("-o", output, within=as_owner())
         assert (ran.exit_code, len(ran.stderr.splitlines())) == (74, 2), f"{path}: {ran}"
         assert said in ran.stderr
     assert finished.is_untouched()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from batchrun.cli.status import status
-from tests.scenarios.bench import Bench, Ran, Running, wait_until
+from tests.scenarios.bench import Bench, Ran, Running, as_owner, wait_until
 from tests.scenarios.emulator import Emulator, operations_in
 
 
@@ -38,8 +39,8 @@ class Nights:
         self.emulator.change(poll_status=0)
         return bench
 
-    def start(self, *words: str) -> Running:
-        return self._here.spawn("resume", *(words or ("out",)))
+    def start(self, *words: str, **surroundings: Any) -> Running:
+        return self._here.spawn("resume", *(words or ("out",)), **surroundings)
 
     def start_and_poll(self) -> Running:
         """Start, and wait until the first job is at work."""
@@ -48,8 +49,8 @@ class Nights:
         wait_until(lambda: self.emulator.count("polls_received") > polls, "it asks", while_alive=running)
         return running
 
-    def resume(self, *words: str) -> Ran:
-        return self.start(*words).wait()
+    def resume(self, *words: str, **surroundings: Any) -> Ran:
+        return self.start(*words, **surroundings).wait()
 
     def end(self) -> None:
         for bench in (self._here, *self.jobs.values()):
@@ -187,6 +188,17 @@ def test_without_its_input_a_job_can_still_be_collected(nights: Nights) -> None:
     gone.input.write_bytes(content)
     assert nights.resume().exit_code == 0
     gone.check()
+
+
+def test_a_folder_that_cannot_be_looked_into_is_told(nights: Nights) -> None:
+    """Fails if a folder of another user counts as empty, or keeps the other jobs from their turn."""
+    job = nights.interrupted("a", "a1", "a2")
+    closed = nights.job("closed", "b").folder
+    closed.chmod(0)
+    ran = nights.resume(within=as_owner())
+    closed.chmod(0o700)
+    assert (ran.exit_code, ran.stderr.splitlines()[0]) == (74, "error: out/closed: Permission denied")
+    job.check()
 
 
 def test_a_job_that_was_cut_before_its_failures_were_told_is_not_finished(nights: Nights) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -14,9 +15,11 @@ import click
 import pytest
 
 from batchrun import job
+from batchrun.cli import exit_code_of
 from batchrun.cli.options import deadline, share
-from batchrun.cli.resume import SERIOUS, config_of_job
+from batchrun.cli.resume import SERIOUS, config_of_job, jobs_of, resume
 from batchrun.cli.run import config_of, run
+from batchrun.cli.status import open_job
 from batchrun.config import REMEMBERED, JobConfig
 from batchrun.errors import DiskProblem, UsageProblem
 from batchrun.storage.jobdir import JobPaths
@@ -114,6 +117,90 @@ def test_options_that_are_none_are_damage(ledger: Ledger, paths: JobPaths, optio
 def test_every_exit_code_has_its_place_among_those_of_several_jobs() -> None:
     assert set(SERIOUS) == set(documented_codes())
     assert SERIOUS[:6] == (70, 74, 5, 2, 3, 75)
+
+
+# --- which jobs there are ---
+
+
+def a_job(output: Path, state: Path | None = None, *, records: int | None = None, job_id: str = "") -> JobPaths:
+    """A job of one record that was begun; with ``records=0`` one that is finished."""
+    output.parent.mkdir(exist_ok=True)
+    (output.parent / "in.jsonl").write_text('"one"\n')
+    paths = JobPaths.of(output, state)
+    paths.state.mkdir(mode=0o700)
+    with closing(make_ledger(paths.ledger)) as ledger, ledger.transaction():
+        options = json.dumps({"emulator_faults": "p50=0,p99=0"})
+        ledger.save(options=options, input_records=records, job_id=job_id or output.name)
+    if state is None:
+        output.touch()
+    return paths
+
+
+def resumed(*words: object) -> int:
+    """The exit code of ``batchrun resume`` with these words."""
+    return exit_code_of(lambda: resume.main([str(word) for word in words], standalone_mode=False))
+
+
+def nobody(error: OSError) -> None:
+    raise AssertionError(error)
+
+
+def test_a_job_that_is_found_without_its_output_is_not_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fails if a state directory says by its name where the answers go: they would be in two files."""
+    a_job(tmp_path / "answers.jsonl", tmp_path / "st.batchrun")
+    a_job(tmp_path / "answers.jsonl", tmp_path / ".batchrun")
+    assert resumed(tmp_path) == 3
+    cause, _ = capsys.readouterr().err.splitlines()
+    assert cause == f"error: {tmp_path / 'st'} is not there, and {tmp_path / 'st.batchrun'} holds a job"
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "st.batchrun", ".batchrun"}
+
+
+def test_a_copy_of_a_job_is_not_paid_for_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fails if two ledgers of one job are both sent for, or the unfinished one beside the one that has finished."""
+    done = a_job(tmp_path / "done.jsonl", records=0, job_id="first")
+    a_job(tmp_path / "bak" / "done.jsonl", job_id="first")
+    assert resumed(tmp_path) == 3
+    assert f"error: {tmp_path / 'bak/done.jsonl'} and {done.output} are copies of one job" in capsys.readouterr().err
+    assert resumed(tmp_path / "bak" / "done.jsonl", done.output) == 3
+    assert resumed(tmp_path / "bak") == 0
+    assert [path.stat().st_size > 0 for path in (done.output, tmp_path / "bak/done.jsonl")] == [False, True]
+
+
+def test_the_state_directory_of_a_job_is_as_good_as_its_folder(tmp_path: Path) -> None:
+    """Fails if ``resume`` ends well with nothing found, because the name was completed to the wrong one."""
+    job = a_job(tmp_path / "out.jsonl")
+    assert jobs_of((job.state,), None, nobody) == jobs_of((tmp_path,), None, nobody) == [(job, False)]
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", ".a.jsonl.new", "a.errors.ndjson", "a.jsonl.batchrun/log", "in.jsonl", "pipe"]
+)
+def test_the_log_is_no_file_of_any_job(tmp_path: Path, name: str) -> None:
+    """Fails if only the jobs that go on are asked, or if the log is opened before: of a pipe, for ever."""
+    a_job(tmp_path / "a.jsonl", records=0)
+    a_job(tmp_path / "b" / "b.jsonl")
+    os.mkfifo(tmp_path / "pipe")
+    log = tmp_path / name
+    assert resumed(tmp_path, "--log-file", log) == 2
+    assert resumed(tmp_path / "a.jsonl", "--log-file", log) == 2
+    words = [tmp_path / "in.jsonl", "-o", tmp_path / "a.jsonl", "--log-file", log]
+    with pytest.raises(UsageProblem, match="cannot be the log"):
+        config_of(run.make_context("run", [str(word) for word in words]).params)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "a.jsonl.batchrun", "b", "in.jsonl", "pipe"}
+    assert [(tmp_path / path).stat().st_size for path in ("a.jsonl", "in.jsonl")] == [0, 6]
+
+
+def test_a_job_that_has_not_begun_is_closed_again(tmp_path: Path) -> None:
+    job = a_job(tmp_path / "out.jsonl")
+    job.ledger.write_bytes(b"")
+    with pytest.raises(UsageProblem, match="has not begun") as told:
+        open_job(job)
+    assert told.traceback
+    assert str(job.ledger) not in {
+        str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()
+    }
 
 
 # --- options ---
