@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from batchrun.errors import DECISION, BatchrunError
@@ -122,11 +120,11 @@ def names_of(summary: Summary) -> str:
     return ", ".join(names) + (f" and {more:,} more" if more > 0 else "")
 
 
-def retry_of_doubtful(summary: Summary, output: Path) -> str | None:
-    """What a person can do about records that nobody knows of, if there are any."""
+def retry_of_doubtful(summary: Summary, job: str) -> str | None:
+    """What a person can do about records that nobody knows of, if there are any. ``job``: its words in a command."""
     for state in (State.HELD, State.EXPIRED):
         if summary.counts[state]:
-            return f"batchrun retry {quote(str(output))} --only {state} sends them again, and may pay for them twice"
+            return f"batchrun retry {job} --only {state} sends them again, and may pay for them twice"
     return None
 
 

@@ -95,8 +95,8 @@ def run_job(config: JobConfig, *, quiet: bool = False, always_say: bool = False)
 def say_unwell(summary: Summary, paths: JobPaths) -> None:
     """The two lines of a job whose end somebody should know of."""
     say(f"batchrun: {headline(summary)}")
-    look = f"see {paths.failures}, or: batchrun status {paths.output}"
-    say(f"  {retry_of_doubtful(summary, paths.output) or look}")
+    look = f"see {paths.failures}, or: batchrun status {paths.named}"
+    say(f"  {retry_of_doubtful(summary, paths.named) or look}")
 
 
 def print_summary(summary: Summary, config: JobConfig) -> None:

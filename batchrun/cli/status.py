@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -138,7 +137,7 @@ def _open_until(summary: Summary) -> str:
 
 
 def _next(summary: Summary, last: Run | None, options: str, paths: JobPaths) -> str:
-    counts, output = summary.counts, shlex.quote(str(paths.output))
+    counts = summary.counts
     if last is not None and last.exit_code in MUST_BE_MENDED and last.remedy:
         return last.remedy
     if not paths.output.exists() and counts[State.DONE]:
@@ -148,11 +147,10 @@ def _next(summary: Summary, last: Run | None, options: str, paths: JobPaths) -> 
     if summary.unsent or counts[State.OPEN] or counts[State.INTENT]:
         if options == "{}":
             return "the same command again"
-        is_elsewhere = paths.state != JobPaths.of(paths.output).state
-        return f"batchrun resume {output}" + f" --state-dir {shlex.quote(str(paths.state))}" * is_elsewhere
-    if again := retry_of_doubtful(summary, paths.output):
+        return f"batchrun resume {paths.named}"
+    if again := retry_of_doubtful(summary, paths.named):
         return f"decide: {again}"
     if counts[State.FAILED]:
-        again = f"batchrun retry {output}"
+        again = f"batchrun retry {paths.named}"
         return f"look at {paths.failures}; the same command sends a mended line, {again} what may pass now"
     return "nothing, every record is written"

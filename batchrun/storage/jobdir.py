@@ -15,6 +15,7 @@ from datetime import datetime
 from io import FileIO
 from itertools import takewhile
 from pathlib import Path
+from shlex import quote
 from typing import Self
 
 from batchrun.errors import DiskProblem, TryLater, UsageProblem
@@ -55,6 +56,12 @@ class JobPaths:
         if output.name.endswith(".errors.ndjson"):
             raise UsageProblem(f"'{output}' is a name for failures", remedy="choose another -o")
         return cls(output, output.with_name(f"{stem}.errors.ndjson"), state)
+
+    @property
+    def named(self) -> str:
+        """The words that name this job to another command."""
+        is_elsewhere = self.state != self.output.with_name(f"{self.output.name}.batchrun")
+        return quote(str(self.output)) + f" --state-dir {quote(str(self.state))}" * is_elsewhere
 
     @property
     def ledger(self) -> Path:

@@ -52,6 +52,12 @@ def test_the_state_may_stand_elsewhere() -> None:
     assert paths.failures == Path("folder/out.errors.ndjson")
 
 
+def test_a_job_is_named_so_that_another_command_finds_it() -> None:
+    """Fails if the state's own place is left out: ``retry`` and ``status`` would find no job."""
+    assert JobPaths.of(Path("folder/out.jsonl")).named == "folder/out.jsonl"
+    assert JobPaths.of(Path("my out.jsonl"), Path("/var/st")).named == "'my out.jsonl' --state-dir /var/st"
+
+
 # --- the ledger's log ---
 
 
