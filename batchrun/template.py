@@ -173,6 +173,7 @@ def compiled(text: str) -> Callable[[JsonObject], str]:
             return super().call_binop(context, operator, left, right)
 
     sandbox = Sandbox(undefined=Missing, autoescape=False, keep_trailing_newline=True, optimized=False)
+    del sandbox.filters["random"], sandbox.globals["lipsum"]  # a record is one prompt, however often it is read
     template = sandbox.from_string(text)
 
     def render(fields: JsonObject) -> str:
@@ -186,7 +187,7 @@ def compiled(text: str) -> Callable[[JsonObject], str]:
                     raise BadLine("the template makes a prompt longer than 4 MiB")
                 prompt.write(piece)
             prompt.getvalue().encode()
-        except (BadLine, BatchrunError):  # a signal, too, ends the run and not the record
+        except (BadLine, BatchrunError):  # too many steps, or a signal
             raise
         except Exception as error:  # the template is a program: anything may happen in it
             reason = str(error) if isinstance(error, TemplateError) else "does not work with this record"

@@ -11,6 +11,7 @@ import pytest
 from batchrun.cli.run import config_of, run
 from batchrun.errors import Interrupted, UsageProblem
 from batchrun.job import _interrupt
+from batchrun.lines import BadLine
 from batchrun.record import Settings
 from batchrun.stop import on_signals
 from batchrun.template import compiled, read_template
@@ -44,6 +45,11 @@ def test_a_signal_while_a_prompt_is_made_is_no_fault_of_the_record() -> None:
 
     with on_signals(_interrupt), pytest.raises(Interrupted):
         compiled("{{ a }}")({"a": Slow()})
+
+
+def test_a_template_has_no_chance_in_it() -> None:
+    with pytest.raises(BadLine, match="'lipsum' is not in the record"):
+        compiled("{{ lipsum() }}")({})
 
 
 def settings(tmp_path: Path, *options: str) -> Settings:
@@ -87,6 +93,7 @@ def test_a_schema_may_stand_in_a_file_beside_the_template(tmp_path: Path) -> Non
         ),
         pytest.param("{% for %}", "t.j2:1: ", "mend the template", id="syntax"),
         pytest.param("{{ a | nonsense }}", "t.j2:1: No filter named 'nonsense'", "", id="filter"),
+        pytest.param("{{ [1, 2] | random }}", "t.j2:1: No filter named 'random'", "", id="chance"),
         pytest.param("{{ " + "(" * 5000, "nested too deep", "", id="nesting"),
     ],
 )
