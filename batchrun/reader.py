@@ -61,7 +61,11 @@ class Reader:
         raw = os.pread(self._source.fd, row.place.length, row.place.offset)
         if digest(raw) != row.digest:
             raise self._changed()
-        parsed = self._source.parse(raw)
+        try:
+            parsed = await asyncio.to_thread(self._source.parse, raw)
+        except BadLine as bad:
+            remedy = "it was good when it was first read: go on with the batchrun and Jinja2 of then, or another -o"
+            raise InputProblem(f"{self._source.path}:{row.place.line}: {bad}", remedy=remedy) from bad
         return Record(row.place, parsed.id, row.digest, parsed.prompt, row.seq, row.history)
 
     async def _lines_without_row(self) -> AsyncIterator[Line]:
@@ -98,7 +102,7 @@ class Reader:
         try:
             if line.too_long:
                 raise BadLine(TOO_LONG)
-            parsed = self._source.parse(line.raw)
+            parsed = await asyncio.to_thread(self._source.parse, line.raw)  # a template may take its time
         except BadLine as bad:
             failure = Failure("bad_input", str(bad))
             await self._run.storage.do(Ledger.refuse_line, place, digest(line.raw), failure, time.time())
