@@ -251,8 +251,10 @@ def _from_fields(value: Any, reading: Reading) -> _Asked:
     """A record whose prompt is made of its fields; all of them travel along, but for the column that is the prompt."""
     if not isinstance(value, dict):
         raise BadLine("with a template or a prompt column, a record is an object in { }")
-    if value.keys() == {""}:
-        raise BadLine(str(value[""]))  # a row of a table that is none, and why
+    match value.get(""):
+        case [int(cells), int(columns)] if len(value) == 1:  # a row of a table that is none
+            reason = f"the row has {cells} cells, and there are {columns} columns"
+            raise BadLine(reason if cells != columns else "not UTF-8, or a NUL byte")
     meta = dict(value)
     if reading.render is not None:
         text = _checked_text(reading.render(value), "the prompt made by the template")

@@ -35,7 +35,7 @@ STDIN = (Path("-"), Path("/dev/stdin"))
 STREAMS = (*STDIN, Path(os.devnull))  # the last brings nothing: what came before is read
 MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 TABLES = ("csv", "tsv")
-NOT_A_RECORD = ""  # no column has this name: under it stands why a row is none
+NOT_A_RECORD = ""  # no column has this name: under it stand the cells of a row that is none, and the columns
 
 
 def _made_of(path: Path, fd: int, settings: Settings) -> str | None:
@@ -152,7 +152,9 @@ class Spool:
 
 def _blocks(path: Path, fd: int, settings: Settings) -> Iterator[bytes]:
     """What the copy shall hold, in pieces."""
-    select.select([fd], [], [])  # of a pipe that nobody has opened for writing yet, reading would find the end
+    waiting = select.poll()  # of a pipe that nobody has opened for writing yet, reading would find the end
+    waiting.register(fd, select.POLLIN)
+    waiting.poll()
     os.set_blocking(fd, True)
     with os.fdopen(os.dup(fd), "rb") as raw:
         file = _unpacked(path, raw)
@@ -260,11 +262,9 @@ def _no_header(columns: list[str]) -> str | None:
     return None
 
 
-def _object(columns: list[str], row: list[str]) -> dict[str, str]:
-    if len(row) != len(columns):
-        return {NOT_A_RECORD: f"the row has {len(row)} cells, and there are {len(columns)} columns"}
-    if not _is_text("".join(row)):
-        return {NOT_A_RECORD: "not UTF-8, or a NUL byte"}
+def _object(columns: list[str], row: list[str]) -> dict[str, Any]:
+    if len(row) != len(columns) or not _is_text("".join(row)):
+        return {NOT_A_RECORD: [len(row), len(columns)]}
     return dict(zip(columns, row, strict=True))
 
 

@@ -631,6 +631,12 @@ def test_with_a_prompt_column_every_other_field_travels_along() -> None:
         parse(line(body=""), reading)
 
 
+def test_a_text_under_an_empty_name_is_no_reason_and_stays_out_of_the_message() -> None:
+    with pytest.raises(BadLine) as told:
+        parse(b'{"": "a private text"}', Reading(prompt_column="body"))
+    assert "private" not in str(told.value)
+
+
 @pytest.mark.parametrize(
     ("fields", "remedy"),
     [
