@@ -27,6 +27,7 @@ from batchrun.intake import announce, from_output, open_input, settle_input
 from batchrun.log import event
 from batchrun.record import Settings, State, after_crash
 from batchrun.spool import open_copy
+from batchrun.stop import in_time
 from batchrun.storage.jobdir import JobDir, JobPaths
 from batchrun.storage.ledger import Ledger
 from batchrun.storage.results import Results
@@ -87,7 +88,9 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
             if config.collect_only:
                 source = unread(ledger, input_fd, config)
             else:
-                source = settle_input(ledger, input_fd, config, partial(tail.take_out, ledger, results, jobdir, now))
+                with in_time(config.deadline):
+                    taken_out = partial(tail.take_out, ledger, results, jobdir, now)
+                    source = settle_input(ledger, input_fd, config, taken_out)
             if results is None:
                 results = held.enter_context(closing(tail.lock_output(config.paths.output)))
             elif (rewritten := tail.replaced(ledger, config.paths)) is not None:

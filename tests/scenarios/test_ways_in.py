@@ -137,6 +137,21 @@ def test_a_pipe_that_is_written_late_is_waited_for(bench: Bench) -> None:
     bench.check()
 
 
+def test_a_run_that_waits_for_its_input_ends_at_the_deadline_and_by_a_signal(bench: Bench) -> None:
+    """Fails if ``in_time`` does not ring while a stream is copied, or if ``on_signals`` comes only after that."""
+    os.mkfifo(bench.folder / "pipe")
+    words = ["pipe", *bench.command()[1:]]
+    with os.fdopen(os.open(bench.folder / "pipe", os.O_RDWR), "wb", buffering=0) as pipe:
+        pipe.write(lines("a"))  # and more may come
+        ran = bench.spawn(*words, "--deadline", "1s").wait()
+        assert (ran.exit_code, ran.is_silent) == (75, True)
+        running = bench.spawn(*words)
+        wait_until((bench.state / "spool.part").exists, "it reads", while_alive=running)
+        assert running.stop(signal.SIGTERM).exit_code == 143
+    assert left(bench) == {"pipe"}
+    assert bench.is_untouched()
+
+
 def test_a_terminal_is_no_input(bench: Bench) -> None:
     """Fails if it is read: nobody would see that batchrun waits."""
     here, there = pty.openpty()
