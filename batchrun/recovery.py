@@ -123,9 +123,10 @@ def open_if_there(config: JobConfig) -> int:
 def unread(ledger: Ledger, fd: int, config: JobConfig) -> Source:
     """An input of which nothing more is sent: each record that was sent is found in its place, or not at all."""
     job = ledger.job()
-    if job.input_source is not None and (copy := open_copy(config.paths.spool)) is not None:
-        os.dup2(copy, fd, inheritable=False)
-        os.close(copy)
+    if job.input_source is not None:
+        copy = open_copy(config.paths.spool)
+        with open(os.devnull if copy is None else copy, "rb") as known:
+            os.dup2(known.fileno(), fd, inheritable=False)
     reading = reading_of(config.settings, fd, os.fstat(fd).st_size)
     start = job.low_water_line, job.low_water_offset
     return Source(config.input, fd, 0, job.input_records, None, *start, reading=reading)

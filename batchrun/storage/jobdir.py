@@ -195,9 +195,10 @@ class JobDir:
         """Leave nothing behind of a job that was refused at its first start, before anything was sent."""
         with suppress(OSError):
             if self._made_ledger:  # one that was there is never ours to delete
-                for path in (*files_of(self.paths.ledger), self.paths.spool):
+                for path in files_of(self.paths.ledger):
                     path.unlink(missing_ok=True)
             if self._was_made:
+                self.paths.spool.unlink(missing_ok=True)
                 self.paths.lock.unlink(missing_ok=True)
                 self.paths.state.rmdir()
 

@@ -124,6 +124,31 @@ def test_a_stream_that_is_refused_at_the_first_start_leaves_nothing_behind(bench
     assert bench.is_untouched()
 
 
+def test_a_start_that_is_refused_leaves_the_copy_of_a_job_whose_ledger_is_away(bench: Bench) -> None:
+    """Fails if a start that has not made the folder deletes the only copy of a stream that is in it."""
+    assert run(bench, "-", "--limit", "1", feed=lines("a", "b")).exit_code == 0
+    ledger, away = bench.state / "ledger.db", bench.folder / "away"
+    ledger.rename(away)
+    assert run(bench, "-").exit_code == 3
+    away.rename(ledger)
+    assert run(bench, "-").exit_code == 0
+    bench.check()
+
+
+def test_a_job_whose_copy_of_the_input_is_gone_is_collected_and_that_is_said(bench: Bench) -> None:
+    """Fails if the archive itself is taken for the lines that were sent."""
+    (bench.folder / "in.jsonl.gz").write_bytes(gzip.compress(lines("a")))
+    bench.emulator.change(poll_status=503)
+    running = bench.spawn("in.jsonl.gz", *bench.command()[1:])
+    bench.wait_for(running, open=1)
+    running.stop(signal.SIGKILL)
+    bench.emulator.change(poll_status=0)
+    (bench.state / "spool").unlink()
+    ran = bench.spawn("resume", "out.jsonl", "--collect-only").wait()
+    assert (ran.exit_code, [result["meta"] for result in bench.results()]) == (0, [None])
+    assert "the input is not there, so meta is null\n" in ran.stderr
+
+
 def test_a_pipe_that_is_written_late_is_waited_for(bench: Bench) -> None:
     """Fails if a pipe without a writer is taken for one at its end."""
     os.mkfifo(bench.folder / "pipe")
