@@ -119,7 +119,7 @@ def _check(
         checked = check_input(config.input, fd, end, inventory, reading, strict=config.strict)
         with ledger.transaction():
             if has_rows:
-                ledger.forget_bad_lines()
+                inventory.forget_what_cost_nothing()
                 conflicts, count = inventory.conflicts(accept_changed=config.accept_changed)
                 if conflicts:
                     raise _input_changed(config, ledger.job().input_path, conflicts, count)

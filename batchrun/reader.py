@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import aiofiles
 
@@ -66,7 +67,11 @@ class Reader:
         except BadLine as bad:
             remedy = "it was good when it was first read: go on with the batchrun and Jinja2 of then, or another -o"
             raise InputProblem(f"{self._source.path}:{row.place.line}: {bad}", remedy=remedy) from bad
-        return Record(row.place, parsed.id, row.digest, parsed.prompt, row.seq, row.history)
+        history = row.history
+        if parsed.maybe_paid:  # a failures file, which may say more by now than at the first sending
+            here = history.attempt - 1 - history.failed_operations
+            history = replace(history, maybe_paid=max(history.maybe_paid, parsed.maybe_paid + here))
+        return Record(row.place, parsed.id, row.digest, parsed.prompt, row.seq, history)
 
     async def _lines_without_row(self) -> AsyncIterator[Line]:
         known_until = await self._run.storage.do(Ledger.last_line)

@@ -59,6 +59,10 @@ class Inventory:
         in_input, in_ledger = self._ledger.fetch("records_without_id")[0]
         return not in_input and not in_ledger
 
+    def forget_what_cost_nothing(self) -> None:
+        """Delete the rows of bad lines, and of what was certainly never accepted, before the rest is compared."""
+        self._ledger.execute("forget_what_cost_nothing")
+
     def conflicts(self, *, accept_changed: bool = False) -> tuple[list[Conflict], int]:
         """Match every row with its line; the first conflicts, and how many there are."""
         if self.every_record_has_an_id():

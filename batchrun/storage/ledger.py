@@ -375,11 +375,11 @@ class Ledger:
             seq = next(fresh) if record.seq is None else record.seq
             seqs.append(seq)
             id_json = None if record.id is None else json.dumps(record.id)
+            sent = request_id, now, record.history.maybe_paid
             if record.seq is None:
-                place, maybe_paid = astuple(record.place), record.history.maybe_paid
-                first.append((seq, *place, id_json, record.digest, request_id, now, maybe_paid))
+                first.append((seq, *astuple(record.place), id_json, record.digest, *sent))
             else:
-                again.append((seq, id_json, request_id, now))
+                again.append((seq, id_json, *sent))
         self.connection.executemany(QUERIES["insert_intent"], first)
         self._change_each("renew_intents", again)
         for second, posts in Counter(int(now) for _, _, now in asked).items():
@@ -453,10 +453,6 @@ class Ledger:
         """OPEN -> DONE again, if this is the line that was written for it. Returns its row."""
         kept = self.fetch("keep_line", operation_id=operation_id, **asdict(written))
         return kept[0]["seq"] if kept else None
-
-    def forget_bad_lines(self) -> None:
-        """Delete the rows of bad lines, before the input is compared with the rest."""
-        self.execute("forget_bad_lines")
 
     # --- questions ---
 

@@ -37,7 +37,8 @@ UPDATE record
    SET state        = 'intent',
        id           = json_extract(value, '$[1]'),
        request_id   = json_extract(value, '$[2]'),
-       submitted_at = json_extract(value, '$[3]')
+       submitted_at = json_extract(value, '$[3]'),
+       maybe_paid   = max(maybe_paid, json_extract(value, '$[4]'))
   FROM json_each(:batch)
  WHERE seq   = json_extract(value, '$[0]')
    AND state = 'new';
@@ -305,11 +306,16 @@ SELECT was, line,
  ORDER BY was
  LIMIT 5;
 
--- name: forget_bad_lines
--- They cost nothing and are found again where they still are.
+-- name: forget_what_cost_nothing
+-- Bad lines and what was certainly never accepted are found again where they still are. A refusal stands while its line
+-- does.
 DELETE FROM record
- WHERE state = 'failed'
-   AND json_extract(error, '$.kind') = 'bad_input';
+ WHERE state IN ('new', 'failed')
+   AND maybe_paid = 0
+   AND (state = 'new'
+        OR json_extract(error, '$.kind') = 'bad_input'
+        OR digest NOT IN (SELECT digest FROM inventory))
+   AND seq NOT IN (SELECT seq FROM operation);
 
 -- name: adopt_places
 UPDATE record

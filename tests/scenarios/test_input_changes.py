@@ -82,7 +82,7 @@ def test_lines_in_another_order_go_on_where_ids_are_unique(finished: Bench) -> N
 
 
 def test_a_repaired_line_is_new_work(finished: Bench) -> None:
-    """Fails if ``forget_bad_lines`` is left out: the row of the bad line would stand for the good one."""
+    """Fails if ``forget_what_cost_nothing`` is left out: the row of the bad line would stand for the good one."""
     finished.lines(record("a"), record("b"), record("c"), "{oops")
     assert finished.run().exit_code == 1
     assert finished.kinds() == {None: "bad_input"}
@@ -92,6 +92,44 @@ def test_a_repaired_line_is_new_work(finished: Bench) -> None:
     assert finished.failures() == []
     assert finished.emulator.submissions == {"a": 1, "b": 1, "c": 1, "d": 1}
     finished.check()
+
+
+def test_a_line_that_was_never_accepted_may_break_or_go(bench: Bench) -> None:
+    """Fails if a row for which nothing was paid needs its line."""
+    bench.records("a", "b", "c", "d")
+    bench.emulator.change(status=400)
+    assert bench.run().exit_code == 2
+    bench.emulator.change(rules=[{"text": "refused", "status": 400}], status=0)
+    bench.lines(record("a"), "{oops", record("c"), record("refused"))
+    assert bench.run().exit_code == 1
+    assert bench.kinds() == {None: "bad_input", "refused": "invalid_argument"}
+    bench.check()
+    bench.lines(record("a"), record("c"))
+    assert bench.run().exit_code == 0
+    assert bench.failures() == []
+    assert bench.emulator.submissions == {"a": 1, "c": 1}
+    bench.check()
+
+
+def test_a_failures_file_made_anew_hides_no_payment_of_the_job_it_came_from(bench: Bench) -> None:
+    """Fails if ``maybe_paid`` of a line is read only when its record is first sent."""
+
+    def failure(text: str, **fields: object) -> str:
+        as_it_was = {"operation_id": None, "error": {"kind": "invalid_argument"}, "input": json.loads(record(text))}
+        return json.dumps(as_it_was | fields)
+
+    bench.lines(failure("answered"), failure("refused"), failure("failed"))
+    rules = [{"text": "refused", "status": 400}, {"text": "failed", "fail": 1, "fail_code": 3}]
+    bench.emulator.change(rules=rules)
+    assert bench.run().exit_code == 1
+    bench.emulator.change(rules=[])
+    expired = {"operation_id": "theirs", "error": {"kind": "expired"}}
+    no_reply = {"error": {"kind": "no_reply"}, "maybe_paid": 3}
+    bench.lines(failure("answered"), failure("refused", **expired), failure("failed", **no_reply))
+    assert bench.run().exit_code == 0
+    paid = {result["id"]: result["maybe_paid"] for result in bench.results()}
+    assert paid == {"answered": 0, "refused": 1, "failed": 3 + 1}  # the operation that failed here is one more
+    bench.check()
 
 
 @pytest.mark.parametrize("change", ["edited", "shortened", "replaced"])

@@ -10,7 +10,7 @@ import pytest
 
 from batchrun.inputs import identity
 from batchrun.lines import digest
-from batchrun.record import Failure, Place, RecordId, State
+from batchrun.record import Failure, Move, Place, RecordId, State
 from batchrun.storage.inventory import Conflict, Entry, Inventory, Repeated
 from batchrun.storage.ledger import Ledger
 
@@ -146,6 +146,28 @@ def test_a_line_with_a_row_must_not_disappear(ledger: Ledger, inventory: Invento
     record_in(ledger, state, 1, id=id)
     inventory.add([entry(2, id=None if id is None else "b")])
     assert inventory.conflicts() == ([Conflict(1, None)], 1)
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("stands", [True, False], ids=["stands", "is gone"])
+def test_what_was_never_accepted_is_forgotten_and_a_refusal_when_its_line_is_gone(
+    ledger: Ledger, inventory: Inventory, state: State, stands: bool
+) -> None:
+    record_in(ledger, state, 1)
+    inventory.add([entry(1, changed=not stands)])
+    inventory.forget_what_cost_nothing()
+    assert ledger.lines_known(1, 1) == (set() if state is NEW or (state is FAILED and not stands) else {1})
+
+
+@pytest.mark.parametrize("move", [Move(NEW, adds_maybe_paid=1), Move(FAILED, adds_maybe_paid=1, failure=REFUSED)])
+def test_what_may_have_been_paid_for_is_not_forgotten(ledger: Ledger, inventory: Inventory, move: Move) -> None:
+    in_doubt, accepted = record_in(ledger, INTENT, 1), record_in(ledger, OPEN, 2)
+    with ledger.transaction():
+        ledger.move(in_doubt, INTENT, move, NOW)
+        ledger.move(accepted, OPEN, Move(FAILED, failure=REFUSED), NOW)
+        ledger.move(accepted, FAILED, Move(NEW, starts_anew=True), NOW)
+    inventory.forget_what_cost_nothing()
+    assert ledger.lines_known(1, 2) == {1, 2}
 
 
 def test_the_first_five_conflicts_are_named_and_all_are_counted(ledger: Ledger, inventory: Inventory) -> None:

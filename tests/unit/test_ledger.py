@@ -449,8 +449,8 @@ def test_other_settings_give_what_was_refused_a_new_chance_but_no_bad_line(ledge
     assert ledger.row(2).state is FAILED
     assert ledger.job().settings_digest == Settings("yandex", "yandexgpt-lite/latest").digest()
     with ledger.transaction():
-        ledger.forget_bad_lines()
-    assert ledger.lines_known(1, 9) == {1}
+        Inventory(ledger).forget_what_cost_nothing()
+    assert ledger.lines_known(1, 9) == set()
 
 
 def test_settings_are_free_until_the_service_has_accepted_anything(ledger: Ledger) -> None:
