@@ -71,7 +71,7 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
         if is_new or not ledger.has_operations():
             refuse_foreign_file(config.paths.output, config.paths)
         if is_new:
-            refuse_foreign_file(config.paths.failures, config.paths)
+            refuse_foreign_failures(config.paths)
             job_id = uuid.uuid4().hex[:8]
             ledger.create(job_id=job_id, input_path=from_output(config), settings=config.settings, now=now)
         if config.rebuild_output:
@@ -150,6 +150,14 @@ def has_finished(jobdir: JobDir, limit: int | None) -> bool:
     """Whether the job that is there has nothing left to do."""
     with closing(Ledger.read_only(jobdir.make_ledger_file())) as ledger:
         return ledger.exists() and summarize(ledger).is_finished(limit)
+
+
+def refuse_foreign_failures(paths: JobPaths) -> None:
+    """Failures are made anew and deleted: they must not be those of another job, there or to come."""
+    refuse_foreign_file(paths.failures, paths)
+    if paths.twin.exists():
+        owner = paths.twin.with_suffix("")
+        raise InputProblem(f"{paths.failures} is for the failures of {owner}", remedy="choose another -o")
 
 
 def refuse_foreign_file(path: Path, paths: JobPaths) -> None:

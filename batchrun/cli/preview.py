@@ -14,7 +14,7 @@ from batchrun.intake import open_input, settle_input
 from batchrun.lines import BadLine
 from batchrun.pacing import HOUR_S
 from batchrun.record import Prompt, State, after_crash
-from batchrun.recovery import refuse_foreign_file, settle_settings
+from batchrun.recovery import refuse_foreign_failures, refuse_foreign_file, settle_settings
 from batchrun.storage.ledger import Ledger
 from batchrun.summary import duration, headline, summarize
 
@@ -36,7 +36,7 @@ def preview(config: JobConfig, *, is_job: bool) -> Iterator[str]:
         if known is not None and not ledger.has_operations():
             refuse_foreign_file(config.paths.output, config.paths)
             if is_new:
-                refuse_foreign_file(config.paths.failures, config.paths)
+                refuse_foreign_failures(config.paths)
         settle_settings(ledger, config)
         with ledger.transaction():
             ledger.move_all(State.INTENT, after_crash(config.on_ambiguous), now)

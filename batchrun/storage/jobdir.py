@@ -49,13 +49,12 @@ class JobPaths:
     def of(cls, output: Path, state_dir: Path | None = None) -> Self:
         if not output.name:
             raise UsageProblem(f"'{output}' is not the name of a file", remedy="name the one with the answers")
-        stem = re.sub(r"(\.(jsonl|ndjson|json))?(\.(gz|zst))?$", "", output.name, count=1)
         state = state_dir or output.with_name(f"{output.name}.batchrun")
         if state.resolve() in (Path.cwd(), *output.resolve().parents):
             raise UsageProblem(f"the state cannot be in '{state}', where other files are", remedy="name a new folder")
         if output.name.endswith(".errors.ndjson"):
             raise UsageProblem(f"'{output}' is a name for failures", remedy="choose another -o")
-        return cls(output, output.with_name(f"{stem}.errors.ndjson"), state)
+        return cls(output, output.with_name(f"{output.name.removesuffix('.jsonl')}.errors.ndjson"), state)
 
     @property
     def named(self) -> str:
@@ -75,6 +74,12 @@ class JobPaths:
     def beside_it(self) -> tuple[Path, ...]:
         """Output and failures, and what they are called while they are made."""
         return self.output, self.new_output, self.failures, self.new_failures
+
+    @property
+    def twin(self) -> Path:
+        """The state of the other output whose failures would stand in the same file: `x` beside `x.jsonl`."""
+        stem = self.failures.name.removesuffix(".errors.ndjson")
+        return self.output.with_name(f"{stem}{'.jsonl' * (stem == self.output.name)}.batchrun")
 
     @property
     def new_failures(self) -> Path:

@@ -42,6 +42,20 @@ def test_a_place_where_other_files_are_is_refused(bench: Bench, words: tuple[str
     assert bench.is_untouched()
 
 
+def test_the_failures_of_one_output_are_no_business_of_another(finished: Bench) -> None:
+    """Fails if two outputs share a failures file: each run would put its own in its place, or delete it."""
+    finished.expect("b", status=400)
+    others = finished.command()[3:]
+    assert finished.spawn("in.jsonl", "-o", "out.json", *others).wait().exit_code == 1
+    assert finished.run().exit_code == 0
+    assert (finished.folder / "out.json.errors.ndjson").exists()
+    for words in (("--dry-run",), ()):
+        ran = finished.spawn("in.jsonl", "-o", "out", *words, *others).wait()
+        said = "error: out.errors.ndjson is for the failures of out.jsonl\n  choose another -o\n"
+        assert (ran.exit_code, ran.stderr) == (3, said)
+    assert not (finished.folder / "out.batchrun").exists()
+
+
 def test_a_screen_of_few_letters_shows_what_it_can(finished: Bench) -> None:
     """Fails if ``main`` leaves the streams strict."""
     env = {**finished.environment, "PYTHONIOENCODING": "latin-1"}

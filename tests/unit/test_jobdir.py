@@ -28,10 +28,10 @@ def paths(tmp_path: Path) -> JobPaths:
 
 NAMES = {
     "JSONL": ("out.jsonl", "out.errors.ndjson", "out.jsonl.batchrun"),
-    "NDJSON": ("out.ndjson", "out.errors.ndjson", "out.ndjson.batchrun"),
+    "NDJSON": ("out.ndjson", "out.ndjson.errors.ndjson", "out.ndjson.batchrun"),
     "no ending": ("out", "out.errors.ndjson", "out.batchrun"),
-    "packed": ("out.json.gz", "out.errors.ndjson", "out.json.gz.batchrun"),
-    "packed otherwise": ("out.jsonl.zst", "out.errors.ndjson", "out.jsonl.zst.batchrun"),
+    "JSON": ("out.json", "out.json.errors.ndjson", "out.json.batchrun"),
+    "packed": ("out.json.gz", "out.json.gz.errors.ndjson", "out.json.gz.batchrun"),
     "two dots": ("2025.11.jsonl", "2025.11.errors.ndjson", "2025.11.jsonl.batchrun"),
     "another ending": ("out.txt", "out.txt.errors.ndjson", "out.txt.batchrun"),
     "nothing but an ending": (".jsonl", ".errors.ndjson", ".jsonl.batchrun"),
@@ -44,6 +44,12 @@ def test_everything_stands_beside_the_output(output: str, failures: str, state: 
     assert paths.failures == Path("folder") / failures
     assert paths.state == Path("folder") / state
     assert {paths.ledger.parent, paths.lock.parent, paths.quarantine.parent} == {paths.state}
+
+
+@pytest.mark.parametrize(("output", "twin"), [("x", "x.jsonl"), ("x.jsonl", "x"), ("x.json", "x.json.jsonl")])
+def test_one_other_output_would_have_the_same_failures(output: str, twin: str) -> None:
+    paths, other = JobPaths.of(Path(output)), JobPaths.of(Path(twin))
+    assert (paths.twin, paths.failures) == (other.state, other.failures)
 
 
 def test_the_state_may_stand_elsewhere() -> None:
