@@ -13,6 +13,7 @@ import aiofiles
 from batchrun.channel import Channel
 from batchrun.check import BLOCK_BYTES, TOO_LONG, is_record, prefix_digest, state_of
 from batchrun.errors import InputProblem
+from batchrun.inputs import Parsed
 from batchrun.lines import BadLine, Line, LineSplitter, digest
 from batchrun.log import event
 from batchrun.record import Failure, History, Place, Record, State
@@ -63,7 +64,7 @@ class Reader:
         if digest(raw) != row.digest:
             raise self._changed()
         try:
-            parsed = await asyncio.to_thread(self._source.parse, raw)
+            parsed = await self._parsed(raw)
         except BadLine as bad:
             remedy = "it was good when it was first read: go on with the batchrun and Jinja2 of then, or another -o"
             raise InputProblem(f"{self._source.path}:{row.place.line}: {bad}", remedy=remedy) from bad
@@ -107,7 +108,7 @@ class Reader:
         try:
             if line.too_long:
                 raise BadLine(TOO_LONG)
-            parsed = await asyncio.to_thread(self._source.parse, line.raw)  # a template may take its time
+            parsed = await self._parsed(line.raw)
         except BadLine as bad:
             failure = Failure("bad_input", str(bad))
             await self._run.storage.do(Ledger.refuse_line, place, digest(line.raw), failure, time.time())
@@ -115,6 +116,11 @@ class Reader:
             return None
         history = History(maybe_paid=parsed.maybe_paid)
         return Record(place, parsed.id, digest(line.raw), parsed.prompt, history=history)
+
+    async def _parsed(self, raw: bytes) -> Parsed:
+        if self._source.reading.render is None:
+            return self._source.parse(raw)
+        return await asyncio.to_thread(self._source.parse, raw)  # a template may take its time
 
     async def _check_unchanged(self) -> None:
         """An input that only grew is read as far as it was checked; any other change ends the run."""

@@ -60,7 +60,7 @@ def test_the_files_of_the_docs_are_those_of_a_job(monkeypatch: pytest.MonkeyPatc
     ]
     named = {str(path.relative_to(ROOT)) for path in own}
     assert {cell.rstrip("/") for cell in documented if " " not in cell} == named
-    assert f"OUTPUT without suffix + {paths.failures.name.removeprefix('OUTPUT')}" in documented
+    assert f"OUTPUT without .jsonl + {paths.failures.name.removeprefix('OUTPUT')}" in documented
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, value, _ in table(PACE, "constant")])
