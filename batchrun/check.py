@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+import orjson
+
 from batchrun.errors import InputProblem
 from batchrun.inputs import AS_EACH_IS, Parsed, Reading, Shape, identity, parse
 from batchrun.lines import MAX_LINE_BYTES, BadLine, Line, LineSplitter, digest, sniff
@@ -74,7 +76,8 @@ class Checked:
     """What was found in the first ``end`` bytes.
 
     ``messages`` names the first bad lines, ``first_bad`` is the (line, offset) of the first. ``remedy``: what to do
-    about the first record, if that is bad.
+    about the first record, if that is bad. ``repeats``: records that ask what an earlier one asks. ``first_nul``:
+    the line of the first with a NUL in what it asks.
     """
 
     end: int
@@ -82,6 +85,8 @@ class Checked:
     records: int = 0
     bad: int = 0
     without_id: int = 0
+    repeats: int = 0
+    first_nul: int | None = None
     first_bad: tuple[int, int] | None = None
     remedy: str | None = None
     messages: list[str] = field(default_factory=list)
@@ -142,6 +147,7 @@ def check_input(path: Path, fd: int, end: int, inventory: Inventory, reading: Re
             f"{path}:{repeated.again_line}: id '{name}' was on line {repeated.first_line} already{in_all}",
             remedy="make the ids unique, or leave them out: then the line number is the id",
         )
+    found.repeats = inventory.repeated_prompts()
     return found
 
 
@@ -166,20 +172,29 @@ def _entries(path: Path, lines: Iterable[Line], reading: Reading, found: Checked
         if not is_record(line):
             continue
         found.records += 1
+        number, offset, raw, too_long = line
         try:
-            if line.too_long:
+            if too_long:
                 raise BadLine(TOO_LONG)
-            parsed = parse(line.raw, reading)
+            parsed = parse(raw, reading)
         except BadLine as bad:
             found.bad += 1
             if found.records == 1:
                 found.remedy = bad.remedy or WRONG_FILE
-            found.first_bad = found.first_bad or (line.number, line.offset)
+            found.first_bad = found.first_bad or (number, offset)
             if len(found.messages) < MAX_MESSAGES:
-                found.messages.append(f"{path}:{line.number}: {bad}")
+                found.messages.append(f"{path}:{number}: {bad}")
             continue
         found.without_id += parsed.id is None
-        yield Entry(line.number, line.offset, len(line.raw), identity(parsed.id), digest(line.raw))
+        prompt = parsed.prompt
+        if prompt.text is not None:
+            asked, has_nul = hash(prompt), "\0" in prompt.text
+        else:
+            request = orjson.dumps(prompt, option=orjson.OPT_SORT_KEYS)
+            asked, has_nul = hash(request), rb"\u0000" in request.replace(rb"\\", b"")
+        if has_nul and found.first_nul is None:
+            found.first_nul = number
+        yield number, offset, len(raw), identity(parsed.id), digest(raw), asked
 
 
 def _judge(path: Path, found: Checked, *, strict: bool, of_failures: bool) -> None:

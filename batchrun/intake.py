@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections import Counter
@@ -144,7 +145,9 @@ def _check(
     if again["again"]:
         announce(config, again)
     matched_by = "line" if checked.without_id else "id"
-    event("input_checked", records=checked.records, bad=checked.bad, bytes=end, matched_by=matched_by)
+    counted = {"records": checked.records, "bad": checked.bad, "repeats": checked.repeats, "bytes": end}
+    nul = {} if checked.first_nul is None else {"first_line_with_nul": checked.first_nul}
+    event("input_checked", logging.WARNING if nul else logging.INFO, **counted, matched_by=matched_by, **nul)
     whole = (*state, checked.digest) if end == size else None
     return Source(config.input, fd, end, checked.records, whole, *start, reading=reading, found=checked)
 

@@ -62,6 +62,11 @@ def _of_input(config: JobConfig, source: Source) -> Iterator[str]:
     if found.bad:
         yield f"bad lines    {found.bad:,}; a run lets them fail and sends the rest"
         yield from found.told()
+    if found.repeats:
+        who = "1 record asks" if found.repeats == 1 else f"{found.repeats:,} records ask"
+        yield f"repeats      {who} what an earlier one asks; each is sent and paid for"
+    if found.first_nul is not None:
+        yield f"NUL          line {found.first_nul:,} is the first with this character (\\u0000); it is sent as it is"
 
 
 def _of_job(config: JobConfig, ledger: Ledger, source: Source, now: float) -> Iterator[str]:

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from batchrun.storage.ledger import QUERIES, Ledger
 
+Entry = tuple[int, int, int, str | None, bytes, int]
+"""One record of the input: line, offset, length, identity, digest, hash of the prompt; plain, for the sake of speed.
 
-class Entry(NamedTuple):
-    """One record of the input. ``identity`` is the text under which ids are compared, ``None`` for none."""
-
-    line: int
-    offset: int
-    length: int
-    identity: str | None
-    digest: bytes
+The identity is the text under which ids are compared, ``None`` for none.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +48,10 @@ class Inventory:
     def repeated(self) -> Repeated | None:
         found = self._ledger.fetch("repeated_identity")
         return Repeated(*found[0]) if found else None
+
+    def repeated_prompts(self) -> int:
+        """How many records ask what an earlier one asks."""
+        return int(self._ledger.fetch("repeated_prompts")[0][0])
 
     def every_record_has_an_id(self) -> bool:
         """True where rows may be matched by id, whatever the order of the lines."""

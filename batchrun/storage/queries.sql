@@ -245,12 +245,13 @@ CREATE TEMP TABLE inventory (
     offset   INTEGER NOT NULL,
     length   INTEGER NOT NULL,
     identity TEXT,
-    digest   BLOB NOT NULL
+    digest   BLOB NOT NULL,
+    asked    INTEGER NOT NULL
 ) STRICT;
 
 -- name: add_to_inventory
-INSERT INTO inventory (line, offset, length, identity, digest)
-VALUES (?, ?, ?, ?, ?);
+INSERT INTO inventory (line, offset, length, identity, digest, asked)
+VALUES (?, ?, ?, ?, ?, ?);
 
 -- name: repeated_identity
 WITH repeated AS (
@@ -267,6 +268,12 @@ SELECT identity,
   FROM repeated
  ORDER BY again_line
  LIMIT 1;
+
+-- name: repeated_prompts
+SELECT coalesce(sum(records - 1), 0)
+  FROM (SELECT count(*) AS records
+          FROM inventory
+         GROUP BY asked);
 
 -- name: records_without_id
 SELECT (SELECT count(*) FROM inventory WHERE identity IS NULL) AS in_input,

@@ -145,8 +145,9 @@ def test_what_is_odd_but_clear_is_sent_as_it_is(bench: Bench) -> None:
     lines[1] = json.dumps({"id": 1, "prompt": texts[1], "x": [texts[1]]}, ensure_ascii=False)
     lines[3:5] = json.dumps({"prompt": texts[3]}), json.dumps({"prompt": texts[4]})
     bench.input.write_bytes(("\ufeff" + "\n\n".join(lines)).encode())
-    assert bench.run().exit_code == 0
+    assert bench.run("--log-file", "run.log").exit_code == 0
     assert bench.emulator.submissions == dict.fromkeys(texts, 1)
+    assert (bench.folder / "run.log").read_text().count("first_line_with_nul=5\n") == 1
     by_line = {result["line"]: result for result in bench.results()}
     assert [by_line[1 + 2 * number]["id"] for number in range(len(texts))] == [0, 1, 2, None, None, 5]
     assert [by_line[1 + 2 * number]["meta"].get("x") for number in range(3)] == [[text] for text in texts[:3]]
@@ -154,9 +155,10 @@ def test_what_is_odd_but_clear_is_sent_as_it_is(bench: Bench) -> None:
 
 
 def test_the_same_prompt_under_two_ids_is_two_records(bench: Bench) -> None:
-    """Fails if records are known by their text."""
-    bench.lines('{"id": "a", "prompt": "same"}', '{"id": "b", "prompt": "same"}')
-    assert bench.run().exit_code == 0
+    """Fails if records are known by their text, or if nobody is told that they ask the same."""
+    bench.lines('{"id": "a", "prompt": "same"}', '{"id": "b", "prompt": "same", "note": 1}')
+    assert bench.run("--log-file", "run.log").exit_code == 0
+    assert " repeats=1 " in (bench.folder / "run.log").read_text()
     assert bench.emulator.submissions == {"same": 2}
     assert bench.result_ids() == {"a", "b"}
     assert [(row["state"], row["maybe_paid"]) for row in bench.rows()] == [("done", 0)] * 2

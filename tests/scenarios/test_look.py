@@ -145,6 +145,7 @@ def test_check_reads_the_whole_input_and_makes_no_file(bench: Bench) -> None:
         "bad lines    2; a run lets them fail and sends the rest",
         "in.jsonl:2: not JSON: expected a key in double quotes at byte 2",
         "in.jsonl:4: prompt is empty",
+        "repeats      2,999 records ask what an earlier one asks; each is sent and paid for",
     ]
     assert everything_in(bench.folder) == before
     assert bench.is_untouched()
@@ -171,6 +172,8 @@ BODY = {"messages": [{"role": "user", "content": "a"}]}
         ([{"body": "a", "id": 1}], ("--prompt-column", "body"), "1 record, prompts in 'body', 23 bytes, ids unique"),
         (["a", 1, 2, 3], ("--limit", "1"), "1 record, shape string, 4 bytes"),
         ([], (), "in.jsonl   0 records\n"),
+        (["a", "b", "a"], (), "repeats      1 record asks what an earlier one asks; each is sent and paid for\n"),
+        (["a\0b", "\0"], (), "NUL          line 1 is the first with this character (\\u0000); it is sent as it is\n"),
         (["a", *range(22)] + ["b"] * 2200, (), "… and 2 more\n"),
     ],
 )

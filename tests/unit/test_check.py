@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,48 @@ def test_every_line_is_counted(desk: Desk, data: bytes, counts: tuple[int, int, 
     assert found.end == len(data)
     assert found.digest == hashlib.blake2b(data, digest_size=16).digest()
     assert len(desk.entries()) == found.records - found.bad
+
+
+ALIKE: dict[str, tuple[list[object], int, int | None]] = {
+    # lines -> how many ask what an earlier one asks, the first line with a NUL
+    "other ids and fields": (["x", "y", "x", "x"], 2, None),
+    "two prompts, each twice": ([{"id": n, "prompt": text, "note": n} for n, text in enumerate("abab")], 2, None),
+    "other options": (
+        [{"prompt": "a"}, {"prompt": "a", "temperature": 0}, {"prompt": "a", "temperature": 0.0}],
+        1,
+        None,
+    ),
+    "bodies, their fields in any order": (
+        [
+            {
+                "id": 1,
+                "messages": [{"role": "user", "text": "a"}],
+                "tools": [{"function": {"name": "f", "strict": True}}],
+            },
+            {
+                "tools": [{"function": {"strict": True, "name": "f"}}],
+                "messages": [{"text": "a", "role": "user"}],
+                "id": 2,
+            },
+            {"id": 3, "messages": [{"role": "user", "text": "b"}]},
+        ],
+        1,
+        None,
+    ),
+    "a NUL": (["a", "b\0", "\0"], 0, 2),
+    "a NUL in a body": ([{"messages": [{"role": "user", "text": text}]} for text in ("a", "\\\0")], 0, 2),
+    "no NUL": (["\\u0000", "u0000"], 0, None),
+    "no NUL in a body": ([{"messages": [{"role": "user", "text": "\\u0000"}]}], 0, None),
+    "a NUL that is not asked": ([{"prompt": "a", "note": "\0"}], 0, None),
+}
+
+
+@pytest.mark.parametrize(("lines", "repeats", "first_nul"), ALIKE.values(), ids=ALIKE)
+def test_what_is_asked_twice_is_counted_and_the_first_nul_is_named(
+    desk: Desk, lines: list[object], repeats: int, first_nul: int | None
+) -> None:
+    found = desk.check("".join(f"{json.dumps(line)}\n" for line in lines).encode())
+    assert (found.bad, found.repeats, found.first_nul) == (0, repeats, first_nul)
 
 
 def test_good_records_are_put_into_the_inventory_with_their_places(desk: Desk) -> None:
