@@ -188,7 +188,7 @@ def _entries(path: Path, lines: Iterable[Line], reading: Reading, found: Checked
         found.without_id += parsed.id is None
         prompt = parsed.prompt
         if prompt.text is not None:
-            asked, has_nul = hash(prompt), "\0" in prompt.text
+            asked, has_nul = hash(prompt), "\0" in prompt.text + (prompt.system or "")
         else:
             request = orjson.dumps(prompt, option=orjson.OPT_SORT_KEYS)
             asked, has_nul = hash(request), rb"\u0000" in request.replace(rb"\\", b"")

@@ -120,7 +120,7 @@ def messages_of(prompt: Prompt, settings: Settings) -> list[JsonObject]:
 
 def _openai(row: Row, found: JsonObject) -> JsonObject:
     error, operation_id = found.get("error"), found["operation_id"]
-    name = str(row.place.line if row.id is None else row.id)
+    name = f"line-{row.place.line}" if row.id is None else str(row.id)
     line = {"id": f"batch_req_{row.place.line}", "custom_id": name, "response": None, "error": None}
     if error is not None:
         return line | {"error": {"code": error["kind"], "message": error["message"]}}

@@ -254,7 +254,7 @@ def _from_fields(value: Any, reading: Reading) -> _Asked:
     match value.get(""):
         case [int(cells), int(columns)] if len(value) == 1:  # a row of a table that is none
             reason = f"the row has {cells} cells, and there are {columns} columns"
-            raise BadLine(reason if cells != columns else "not UTF-8, or a NUL byte")
+            raise BadLine(reason if cells != columns else "not UTF-8, or a NUL byte: save the table as UTF-8")
     meta = dict(value)
     if reading.render is not None:
         text = _checked_text(reading.render(value), "the prompt made by the template")

@@ -70,7 +70,7 @@ class Reader:
             raise InputProblem(f"{self._source.path}:{row.place.line}: {bad}", remedy=remedy) from bad
         history = row.history
         if parsed.maybe_paid:  # a failures file, which may say more by now than at the first sending
-            here = history.attempt - 1 - history.failed_operations
+            here = min(history.maybe_paid, history.attempt - 1 - history.failed_operations)  # at most
             history = replace(history, maybe_paid=max(history.maybe_paid, parsed.maybe_paid + here))
         return Record(row.place, parsed.id, row.digest, parsed.prompt, row.seq, history)
 

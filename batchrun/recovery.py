@@ -155,7 +155,7 @@ def has_finished(jobdir: JobDir, limit: int | None) -> bool:
 def refuse_foreign_failures(paths: JobPaths) -> None:
     """Failures are made anew and deleted: they must not be those of another job, there or to come."""
     refuse_foreign_file(paths.failures, paths)
-    if paths.twin.exists():
+    if paths.twin.resolve() != paths.state.resolve() and (paths.twin / "ledger.db").exists():
         owner = paths.twin.with_suffix("")
         raise InputProblem(f"{paths.failures} is for the failures of {owner}", remedy="choose another -o")
 
@@ -209,7 +209,7 @@ def settle_settings(ledger: Ledger, config: JobConfig) -> None:
     if ledger.has_operations():
         raise InputProblem(
             f"{config.paths.output} was made with {_difference(json.loads(job.settings), config.settings)}",
-            remedy="another -o keeps both; --new-run starts over and pays again",
+            remedy="the options of then go on with it; another -o keeps both; --new-run starts over and pays again",
         )
     with ledger.transaction():
         ledger.save_settings(config.settings)

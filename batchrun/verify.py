@@ -57,7 +57,7 @@ def verify(ledger: Ledger, input_path: Path, output_path: Path) -> Findings:
 
 def open_plain(path: Path) -> BinaryIO:
     """Open a regular file for reading; a pipe in its place is not waited for."""
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "not a regular file", path)

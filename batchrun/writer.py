@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
@@ -17,7 +17,7 @@ import orjson
 
 from batchrun.channel import Channel
 from batchrun.check import Source
-from batchrun.inputs import Parsed
+from batchrun.inputs import Parsed, parse
 from batchrun.lines import MAX_LINE_BYTES, BadLine, digest, strict_json
 from batchrun.log import event
 from batchrun.record import Prompt, Settings
@@ -43,7 +43,7 @@ def _lines_of(ledger: Ledger, batch: Sequence[Answered], source: Source, setting
     rows = ledger.rows([answered.seq for answered in batch])
     for answered in batch:
         row = rows[answered.seq]
-        parsed = read_again(source, row)
+        parsed = read_again(source, row, with_prompt=False)
         if parsed is None:
             event("input_line_changed", logging.WARNING, line=row.place.line)
         result = result_of(answered, row, parsed, settings, now)
@@ -98,13 +98,19 @@ def utc(at: float | None) -> str | None:
     return None if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def read_again(source: Source, row: Row) -> Parsed | None:
-    """The record, read again from its place; None if the line is no longer the one that was sent, or is no record."""
+def read_again(source: Source, row: Row, *, with_prompt: bool = True) -> Parsed | None:
+    """The record, read again from its place; None if the line is no longer the one that was sent, or is no record.
+
+    ``with_prompt`` False: a template, which may take its time, is not asked for the prompt once more.
+    """
+    reading = source.reading
+    if reading.render is not None and not with_prompt:
+        reading = replace(reading, render=lambda fields: "-")
     raw = b"" if row.place.length > MAX_LINE_BYTES else os.pread(source.fd, row.place.length, row.place.offset)
     if digest(raw) != row.digest:
         return None
     try:
-        return source.parse(raw)
+        return parse(raw, reading)
     except BadLine:
         return None
 
@@ -134,7 +140,7 @@ def failure_of(row: Row, source: Source) -> dict[str, Any]:
     """One failure, with all its fields; ``meta`` and ``input`` are null if the line is no longer there to be read."""
     failure = row.failure
     assert failure is not None, "the schema forbids it"
-    parsed = read_again(source, row)
+    parsed = read_again(source, row, with_prompt=failure.kind == "bad_input")
     record = None
     if parsed:
         raw = os.pread(source.fd, row.place.length, row.place.offset)

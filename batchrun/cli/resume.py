@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from shlex import quote
 from typing import Any, NoReturn
 
 import click
@@ -120,7 +121,7 @@ def refuse_doubtful(job: JobPaths, is_named: bool, job_ids: dict[Path, str]) -> 
         cause = f"{job.output} and {same[0]} are copies of one job: both would pay"
         raise InputProblem(cause, remedy="move one away, or name only the output that shall go on")
     if not is_named and not job.output.exists():
-        remedy = f"put it back, or name the job's own: batchrun resume OUTPUT --state-dir {job.state}"
+        remedy = f"put it back, or name the job's own: batchrun resume OUTPUT --state-dir {quote(str(job.state))}"
         raise InputProblem(f"{job.output} is not there, and {job.state} holds a job", remedy=remedy)
 
 
@@ -132,7 +133,7 @@ def jobs_of(
         raise UsageProblem("--state-dir belongs to one output", remedy="name that output, and nothing else")
     named = [(JobPaths.of(path, state_dir), True) for path in paths if not path.is_dir()]
     folders = chain.from_iterable(os.walk(path, onerror=tell) for path in paths if path.is_dir())
-    states = sorted(Path(at) for at, *names in folders if "ledger.db" in chain(*names))
+    states = sorted(Path.cwd() if at == "." else Path(at) for at, *names in folders if "ledger.db" in chain(*names))
     outputs = (state.with_suffix("") for state in states if state.suffix == ".batchrun")
     below = [(JobPaths.of(path), False) for path in outputs if not path.name.endswith(".errors.ndjson")]
     return list({job.state.resolve(): (job, is_named) for job, is_named in (*below, *named)}.values())

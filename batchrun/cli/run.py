@@ -109,6 +109,8 @@ def print_summary(summary: Summary, config: JobConfig) -> None:
     say(f"answers  {config.paths.output}")
     if config.paths.failures.exists():
         say(f"failures {config.paths.failures}")
+    if again := retry_of_doubtful(summary, config.paths.named):
+        say(again)
 
 
 def config_of(options: dict[str, Any]) -> JobConfig:

@@ -142,7 +142,8 @@ def _next(summary: Summary, last: Run | None, options: str, paths: JobPaths) -> 
         return last.remedy
     if not paths.output.exists() and counts[State.DONE]:
         return f"{paths.output} is gone: --rebuild-output fetches again what the service still keeps"
-    if summary.unsent is None:
+    limit = json.loads(options).get("limit")
+    if summary.unsent is None or (summary.unsent and isinstance(limit, int) and summary.is_finished(limit)):
         return "the same command without --limit sends the rest"
     if summary.unsent or counts[State.OPEN] or counts[State.INTENT]:
         if options == "{}":

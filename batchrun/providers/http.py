@@ -96,7 +96,7 @@ class Http:
 
     Args:
         headers: Sent with every request.
-        workers: POSTs at the same time, and half as many as GETs; no more connections than that are ever open.
+        workers: POSTs at the same time; of GETs, twice as many; no more connections than that are ever open.
     """
 
     def __init__(

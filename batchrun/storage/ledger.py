@@ -268,8 +268,8 @@ class Ledger:
     def transaction(self) -> Iterator[None]:
         """Everything inside is durable when this returns, or none of it."""
         with self._translated():
-            self.connection.execute("BEGIN IMMEDIATE")
             try:
+                self.connection.execute("BEGIN IMMEDIATE")
                 yield
             except BaseException:
                 if self.connection.in_transaction:
@@ -426,7 +426,8 @@ class Ledger:
             row = self.row(seq)
             move = after_request(row.state, row.failure, accepted=row.operation_id is not None)
             self.move(seq, row.state, move, 0.0)
-            counted.update({"again": 1, "maybe_paid": move.adds_maybe_paid, row.state: 1})
+            doubtful = row.history.maybe_paid + move.adds_maybe_paid > 0
+            counted.update({"again": 1, "maybe_paid": doubtful, row.state: 1})
         return counted
 
     def refuse_line(self, place: Place, digest: bytes, failure: Failure, now: float) -> None:

@@ -297,15 +297,14 @@ SELECT record.seq, record.line AS was, record.digest AS was_digest, record.state
   LEFT JOIN inventory ON inventory.line = record.line;
 
 -- name: conflicts
--- Rows whose input line is gone, or has changed although something was paid for it. Where changes are accepted, only
--- those that have moved: the line they had stands where no line is as it was.
+-- Rows whose input line is gone, or has changed although something was paid for it, or has moved: the line it had stands
+-- where no line is as it was. A changed line may be accepted; a moved one would leave its payments to another.
 SELECT was, line,
        count(*) OVER () AS conflicts
   FROM matched
  WHERE line IS NULL
     OR (NOT same
-        AND state NOT IN ('new', 'failed')
-        AND (NOT :accept_changed
+        AND ((state NOT IN ('new', 'failed') AND NOT :accept_changed)
              OR was_digest IN (SELECT inventory.digest
                                  FROM inventory
                                  LEFT JOIN matched AS here USING (line)
@@ -321,7 +320,8 @@ DELETE FROM record
    AND maybe_paid = 0
    AND (state = 'new'
         OR json_extract(error, '$.kind') = 'bad_input'
-        OR digest NOT IN (SELECT digest FROM inventory))
+        OR (digest NOT IN (SELECT digest FROM inventory WHERE identity IS NOT NULL)
+            AND (line, digest) NOT IN (SELECT line, digest FROM inventory)))
    AND seq NOT IN (SELECT seq FROM operation);
 
 -- name: adopt_places

@@ -111,6 +111,24 @@ def test_a_line_that_was_never_accepted_may_break_or_go(bench: Bench) -> None:
     bench.check()
 
 
+def test_a_record_in_doubt_without_an_id_must_not_move(bench: Bench) -> None:
+    """Fails if ``conflicts`` looks at answered records alone: the doubt would stay with the line in its place."""
+    one, lost, new = (json.dumps(text) for text in ("one", "lost", "new"))
+    bench.emulator.change(rules=[{"text": "lost", "lost": 1}])
+    bench.lines(one, lost)
+    assert bench.run().exit_code == 1
+    paid = bench.emulator.submissions
+    bench.emulator.change(rules=[])
+    bench.lines(one, new, lost)
+    ran = bench.run()
+    assert (ran.exit_code, ran.stderr.splitlines()[0].endswith(":2: changed since it was sent")) == (3, True), ran
+    assert bench.emulator.submissions == paid
+    bench.lines(one, lost, new)
+    assert bench.run().exit_code == 1
+    assert bench.emulator.submissions == paid | {"new": 1}
+    bench.check()
+
+
 def test_a_failures_file_made_anew_hides_no_payment_of_the_job_it_came_from(bench: Bench) -> None:
     """Fails if ``maybe_paid`` of a line is read only when its record is first sent."""
 

@@ -270,8 +270,8 @@ def test_a_table_is_read_row_by_row_and_each_keeps_its_line(bench: Bench) -> Non
     assert results == {2: ("1", {"sku": "x"}), 6: ("3", {"sku": "y"}), 9: ("6", {"sku": "y"})}
     assert {failure["line"]: failure["error"]["message"] for failure in bench.failures()} == {
         5: "the row has 2 cells, and there are 3 columns",
-        7: "not UTF-8, or a NUL byte",
-        8: "not UTF-8, or a NUL byte",
+        7: "not UTF-8, or a NUL byte: save the table as UTF-8",
+        8: "not UTF-8, or a NUL byte: save the table as UTF-8",
     }
     bench.check()
 

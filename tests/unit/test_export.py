@@ -223,7 +223,7 @@ def test_openai_is_the_output_of_a_batch(shelf: Shelf) -> None:
         },
         "error": None,
     }
-    assert (first["custom_id"], fourth["custom_id"]) == ("1", "4")  # the line where there is no id; always a text
+    assert (first["custom_id"], fourth["custom_id"]) == ("line-1", "4")  # no id of another; always a text
 
 
 def test_openai_fills_error_and_leaves_response_null_where_there_is_no_answer(shelf: Shelf) -> None:

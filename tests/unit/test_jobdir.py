@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from batchrun.errors import DiskProblem
+from batchrun.recovery import refuse_foreign_failures
 from batchrun.storage.jobdir import AlreadyRunning, JobDir, JobPaths, file_system_of, is_locked, read_holder
 from batchrun.storage.ledger import Ledger
 
@@ -50,6 +51,13 @@ def test_everything_stands_beside_the_output(output: str, failures: str, state: 
 def test_one_other_output_would_have_the_same_failures(output: str, twin: str) -> None:
     paths, other = JobPaths.of(Path(output)), JobPaths.of(Path(twin))
     assert (paths.twin, paths.failures) == (other.state, other.failures)
+
+
+def test_its_own_state_is_no_other_job(tmp_path: Path) -> None:
+    paths = JobPaths.of(tmp_path / "answers.jsonl", tmp_path / "answers.batchrun")
+    paths.state.mkdir()
+    paths.ledger.touch()
+    refuse_foreign_failures(paths)
 
 
 def test_the_state_may_stand_elsewhere() -> None:

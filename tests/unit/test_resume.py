@@ -168,10 +168,13 @@ def test_a_copy_of_a_job_is_not_paid_for_as_well(tmp_path: Path, capsys: pytest.
     assert [path.stat().st_size > 0 for path in (done.output, tmp_path / "bak/done.jsonl")] == [False, True]
 
 
-def test_the_state_directory_of_a_job_is_as_good_as_its_folder(tmp_path: Path) -> None:
+def test_the_state_directory_of_a_job_is_as_good_as_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if ``resume`` ends well with nothing found, because the name was completed to the wrong one."""
     job = a_job(tmp_path / "out.jsonl")
     assert jobs_of((job.state,), None, nobody) == jobs_of((tmp_path,), None, nobody) == [(job, False)]
+    monkeypatch.chdir(job.state)
+    with pytest.raises(UsageProblem, match="the state cannot be in"):
+        jobs_of((Path("."),), None, nobody)
 
 
 @pytest.mark.parametrize(
