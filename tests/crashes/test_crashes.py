@@ -204,4 +204,4 @@ def judge_all(crashes: Iterable[Crash], judge: Callable[[Crash], None]) -> None:
         if (found := crash.found()) not in judged:
             judge(crash)
             judged.add(found)
-    note({"crashes at a boundary, each followed by a run to the end": len(judged)})
+    note({"crashes at a boundary that a run can tell apart, each followed by a run to the end": len(judged)})
