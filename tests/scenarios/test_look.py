@@ -204,3 +204,14 @@ def test_an_option_is_read_from_the_environment_as_for_a_run(here: Path) -> None
     here.write_text('{"body": "a"}\n')
     ran = CliRunner().invoke(check, ["in.jsonl"], env={"BATCHRUN_PROMPT_COLUMN": "body"})
     assert "prompts in 'body'" in ran.stdout
+
+
+def test_after_a_limit_status_says_which_command_sends_the_rest(bench: Bench) -> None:
+    """Fails if it names ``resume``, which keeps the limit: it would send nothing and say so for ever."""
+    bench.records("a", "b")
+    assert bench.run("--limit", "1").exit_code == 0
+    assert bench.spawn("resume", "out.jsonl").wait().exit_code == 0
+    assert "next: the same command without --limit sends the rest" in bench.spawn("status", "out.jsonl").wait().stdout
+    assert bench.run().exit_code == 0
+    assert "next: nothing" in bench.spawn("status", "out.jsonl").wait().stdout
+    bench.check()
