@@ -159,6 +159,14 @@ def test_a_crash_anywhere_in_what_a_person_asked_for_costs_nothing(
     judge_all(crashes, lambda crash: bench.judge_asked(crash, asked, answered))
 
 
+def test_a_new_output_has_its_name_on_disk_before_anything_is_written_to_it(bench: Bench) -> None:
+    """Fails if the sync is left out: lines without a row behind it would make the next start throw it away."""
+    end, asked, _ = accepted(bench)
+    events = bench.record(end, **asked).events
+    renamed = events.index(Rename(f".{OUTPUT}.new", OUTPUT))
+    assert events[renamed + 1] == Sync(".")
+
+
 @EITHER_RUN
 def test_a_power_cut_after_a_kill_that_left_a_new_name_costs_nothing(bench: Bench, run: Run) -> None:
     """Fails if a name that is there already is taken for one that is durable."""
