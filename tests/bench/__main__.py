@@ -161,12 +161,12 @@ def size(folder: Path) -> list[str]:
     checked = spend("-m", "batchrun", "check", folder / "1000000.jsonl")
     long = write_records(folder / "long.jsonl", 500_000, filler=350)
     checked_long = spend("-m", "batchrun", "check", long)
-    tens = [peak_of_open(folder, count) for count in (5_000, 55_000)]
+    few, many = (peak_of_open(folder, count) for count in (5_000, 205_000))  # the check of the input takes 60 MB
     lines, megabytes = 1e6 / checked.cpu_s, long.stat().st_size / 1e6 / checked_long.cpu_s
     return [
         f"| peak memory, 100,000 records | {peaks[100_000]:.0f} MB | 64 MB |",
         f"| peak memory, 1,000,000 records | {peaks[1_000_000]:.0f} MB | 64 MB, and 5 MB more at most |",
-        f"| memory per open operation (55,000 beside 5,000) | {(tens[1] - tens[0]) * 1e6 / 50_000:.0f} B | 400 B |",
+        f"| memory per open operation (205,000 beside 5,000) | {(many - few) * 1e6 / 200_000:.0f} B | 400 B |",
         f"| start to first request, a fresh job of 1,000 records | {fresh:.2f} s | |",
         f"| start to first request, 1,000,000 rows in the ledger, unchanged input | {resumed:.2f} s | 0.5 s more |",
         f"| checking lines of 240 B, per second of CPU | {lines:,.0f} lines | 100,000 |",
@@ -205,16 +205,18 @@ def peak_of_open(folder: Path, count: int) -> float:
 # --- how much of a quota is used ---
 
 QUOTAS = {
-    "12,000 records at 200/s, p50 5 s, p99 20 s": (12_000, 200, 900, 200, 5, 20, 0.985),
-    "the same, with the rate set 25 % too high": (12_000, 200, 900, 250, 5, 20, 0.97),
+    "12,000 records at 200/s, p50 5 s, p99 20 s": (12_000, 200, 1000, 200, 5, 20, 0.985),
+    "the same, with the rate set 25 % too high": (12_000, 200, 1000, 250, 5, 20, 0.97),
     "2,000 records at 10/s and 50 polls/s, p50 20 s, p99 60 s": (2_000, 10, 50, 10, 20, 60, 0.985),
 }
 
 
 def quotas(folder: Path) -> list[str]:
-    """Jobs against an emulator with quotas, all at the same time: most of it is waiting."""
-    with ThreadPoolExecutor(len(QUOTAS)) as pool:
-        return list(pool.map(lambda name: under_quota(folder, name, *QUOTAS[name]), QUOTAS))
+    """Jobs against an emulator with quotas: the last, which mostly waits, beside the others one after the other."""
+    *heavy, light = QUOTAS
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(under_quota, folder, light, *QUOTAS[light])
+        return [*(under_quota(folder, name, *QUOTAS[name]) for name in heavy), waiting.result()]
 
 
 def under_quota(
@@ -309,7 +311,7 @@ The service is inside the process here, so a million records take minutes.
 
 ## How much of a quota is used
 
-The emulator refuses what is over its quota; all three jobs run at the same time. Efficiency is the ideal makespan over
+The emulator refuses what is over its quota; the last job runs beside the others. Efficiency is the ideal makespan over
 the real one; the ideal sends the first second's worth at once and sees each answer the moment it is there.
 
 | job | efficiency | aim | 429s | polls refused | polls per operation | mean lag |
