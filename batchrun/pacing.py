@@ -92,7 +92,7 @@ class Pacer:
 
     def __init__(self, rate: float, per_hour: HourWindow | None = None) -> None:
         self.ceiling = rate
-        self._hour = per_hour or HourWindow(math.inf)
+        self._hour = HourWindow(math.inf) if per_hour is None else per_hour
         self._rate = self._known = rate
         self._slot = self._slot_if_accepted = 0.0
         self._not_before = 0.0
