@@ -9,12 +9,22 @@ import time
 import uuid
 from dataclasses import replace
 
-from batchrun import record as replies
 from batchrun.channel import Channel
 from batchrun.errors import CredentialsRefused, NoSuccess, UsageProblem
 from batchrun.log import event
 from batchrun.pacing import Gate, Pacer, backoff_s, submit_wait_s, with_jitter_s
-from batchrun.record import Accepted, Record, Refused, State, SubmitReply, is_passing
+from batchrun.record import (
+    STOPS_THE_RUN,
+    Accepted,
+    Ambiguous,
+    Record,
+    Refused,
+    State,
+    SubmitReply,
+    Unreachable,
+    after_submit,
+    is_passing,
+)
 from batchrun.redact import without_echo
 from batchrun.run import Run
 from batchrun.storage.ledger import Ledger
@@ -49,7 +59,7 @@ class Submitter:
                 for number in range(self._run.config.concurrency):
                     group.create_task(self._work(records), name=f"submitter-{number}")
         finally:
-            self._tracker.all_sent = True
+            self._tracker.expect_no_more()
 
     def waits_for(self) -> str:
         """What holds the next submission back, in a few words."""
@@ -77,7 +87,7 @@ class Submitter:
             if isinstance(reply, Refused):
                 refusals += is_passing(reply) and not self._gate.is_closed
                 reply = replace(reply, message=without_echo(reply.message, body.decode()))
-            move = replies.after_submit(reply, record.history, refusals, self._run.config.on_ambiguous)
+            move = after_submit(reply, record.history, refusals, self._run.config.on_ambiguous)
             await self._run.storage.do(Ledger.move, seq, State.INTENT, move, time.time())
             if isinstance(reply, Refused):
                 await self._mind_refusal(seq, reply, failed=move.to is State.FAILED)
@@ -118,7 +128,7 @@ class Submitter:
             reply = await self._run.provider.submit(body, request_id)
         except CredentialsRefused as problem:  # not our peer: nothing left
             self._stop.request(problem)
-            reply = replies.Unreachable(problem.cause)
+            reply = Unreachable(problem.cause)
         if isinstance(reply, Accepted):
             await self._open(seq, reply.operation_id)
         self._note(record, reply, request_id)
@@ -143,7 +153,7 @@ class Submitter:
                 self._run.outage.succeeded()
             case Refused(status=429):
                 self._pacer.refused(now, with_jitter_s(reply.retry_after_s, random.random()))
-            case replies.Ambiguous(reason) | replies.Unreachable(reason):
+            case Ambiguous(reason) | Unreachable(reason):
                 self._failed(now, reason)
             case Refused() if is_passing(reply):
                 self._failed(now, f"HTTP {reply.status}")
@@ -156,7 +166,7 @@ class Submitter:
 
     async def _mind_refusal(self, seq: int, reply: Refused, *, failed: bool) -> None:
         """Stop the run where a refusal speaks of the run and not of the record: a typo must not fail a million."""
-        if reply.status in replies.STOPS_THE_RUN:
+        if reply.status in STOPS_THE_RUN:
             self._stop.request(_refused_credentials(reply))
         if self._proven or reply.status == 429:
             return

@@ -10,12 +10,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from batchrun import record
 from batchrun.channel import Channel
 from batchrun.errors import CredentialsRefused, NoSuccess
 from batchrun.log import event
 from batchrun.pacing import LAPSES_SOON_S, Due, Pacer, Polls, backoff_s, with_jitter_s
-from batchrun.record import Answer, Failure, NotFound, PollFailed, PollReply, State
+from batchrun.record import (
+    STOPS_THE_RUN,
+    Answer,
+    Failure,
+    Malformed,
+    NotFound,
+    PollAgain,
+    PollFailed,
+    PollPolicy,
+    PollReply,
+    State,
+    after_failure,
+    decide,
+)
 from batchrun.redact import without_echo
 from batchrun.run import Run
 from batchrun.storage.ledger import Ledger
@@ -43,7 +55,7 @@ class Tracker:
         self._run = run
         self._stop = run.stop
         self._pacer = Pacer(run.config.read_rps)
-        self._policy = record.PollPolicy(run.provider.retention_s)
+        self._policy = PollPolicy(run.provider.retention_s)
         now, wall = time.monotonic(), time.time()
         earlier = [(now, seq, id_, now - max(0.0, wall - at)) for seq, id_, at in operations]
         self._polls = Polls(self._pacer, run.provider.retention_s, earlier)
@@ -56,7 +68,7 @@ class Tracker:
         self._has_found_one = False
         self._first_look = {seq for seq, _, _ in operations}
         self.looked_at_all = asyncio.Event()
-        self.all_sent = False  # no operation will be added
+        self._all_sent = False
         self._mark_looked_at(-1)
 
     def __len__(self) -> int:
@@ -75,6 +87,10 @@ class Tracker:
     def add(self, seq: int, operation_id: str, accepted_at: float) -> None:
         """A new operation; its first poll is due after the shortest gap."""
         self._polls.add((accepted_at + self._policy.gap_s(0.0), seq, operation_id, accepted_at))
+
+    def expect_no_more(self) -> None:
+        """No operation will be added: once none is open, all is done."""
+        self._all_sent = True
 
     async def run(self, out: Channel[Answered]) -> None:
         """Poll until all is sent and nothing is open, or the stop is requested. Closes ``out``."""
@@ -103,7 +119,7 @@ class Tracker:
             wait_s = self._polls.wait_s(now)
             if wait_s <= 0:
                 return self._polls.take(now)
-            if self.all_sent and not len(self):
+            if self._all_sent and not len(self):
                 return None
             await self._stop.sleep(min(wait_s, TIMER_GRAIN_S))
         return None
@@ -119,8 +135,8 @@ class Tracker:
         age_s = now - accepted_at
         event("polled", logging.DEBUG, operation_id=operation_id, reply=type(reply).__name__)
         self._note(seq, reply, now, age_s)
-        match record.decide(reply, age_s=age_s, trouble_s=self._trouble_s(seq, reply, now), policy=self._policy):
-            case record.PollAgain(after_s):
+        match decide(reply, age_s=age_s, trouble_s=self._trouble_s(seq, reply, now), policy=self._policy):
+            case PollAgain(after_s):
                 if isinstance(reply, PollFailed):
                     after_s += backoff_s(1, random.random())
                     if reply.status == 429:  # it says nothing of the operation, which keeps its turn; the pacer waits
@@ -145,7 +161,7 @@ class Tracker:
         self._failures_in_a_row += 1
         if reply.status == 429 or self._failures_in_a_row >= FAILURES_THAT_SLOW:
             self._pacer.refused(now, with_jitter_s(reply.retry_after_s, random.random()))
-        if reply.status in record.STOPS_THE_RUN:
+        if reply.status in STOPS_THE_RUN:
             cause = f"the service refuses to show our operations ({reply.status}: {reply.reason})"
             remedy = "set YC_API_KEY or YC_IAM_TOKEN anew and run the same command; answers are kept for days"
             self._stop.request(CredentialsRefused(cause, remedy=remedy))
@@ -172,7 +188,7 @@ class Tracker:
             )
 
     def _trouble_s(self, seq: int, reply: PollReply, now: float) -> float:
-        if not isinstance(reply, NotFound | record.Malformed):
+        if not isinstance(reply, NotFound | Malformed):
             self._trouble_since.pop(seq, None)
             return 0.0
         return now - self._trouble_since.setdefault(seq, now)
@@ -181,7 +197,7 @@ class Tracker:
         self._trouble_since.pop(seq, None)
         row = await self._run.storage.do(Ledger.row, seq)
         sent = os.pread(self._run.source.fd, row.place.length, row.place.offset).decode(errors="replace")
-        move = record.after_failure(replace(failure, message=without_echo(failure.message, sent)), row.history)
+        move = after_failure(replace(failure, message=without_echo(failure.message, sent)), row.history)
         await self._run.storage.do(Ledger.move, seq, State.OPEN, move, time.time())
         event("operation_failed", logging.DEBUG, line=row.place.line, kind=failure.kind, code=failure.code, to=move.to)
         if move.to is State.NEW:
