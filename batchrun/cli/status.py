@@ -20,7 +20,7 @@ from batchrun.errors import DiskProblem, UsageProblem
 from batchrun.providers.yandex import Yandex
 from batchrun.record import Settings, State
 from batchrun.storage.jobdir import JobPaths, is_locked
-from batchrun.storage.ledger import Ledger, Run
+from batchrun.storage.ledger import Ledger, PastRun
 from batchrun.summary import Summary, duration, names_of, retry_of_doubtful, summarize
 from batchrun.template import compiled
 
@@ -136,7 +136,7 @@ def _open_until(summary: Summary) -> str:
     return f"oldest {duration(now - oldest)} · {safe} {datetime.fromtimestamp(until):%d %b %H:%M}"
 
 
-def _next(summary: Summary, last: Run | None, options: str, paths: JobPaths) -> str:
+def _next(summary: Summary, last: PastRun | None, options: str, paths: JobPaths) -> str:
     counts = summary.counts
     if last is not None and last.exit_code in MUST_BE_MENDED and last.remedy:
         return last.remedy

@@ -69,7 +69,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class PastRun:
     """One process that worked on the job. ``ended_at`` is ``None`` while it runs, and for ever if it was killed."""
 
     run_id: int
@@ -355,9 +355,9 @@ class Ledger:
         remedy = None if problem is None else redact(problem.remedy)
         self.execute("end_run", run_id=run_id, exit_code=exit_code, now=now, cause=cause, remedy=remedy)
 
-    def last_run(self) -> Run | None:
+    def last_run(self) -> PastRun | None:
         found = self.fetch("last_run", last_instant=LAST_INSTANT)
-        return Run(*found[0]) if found else None
+        return PastRun(*found[0]) if found else None
 
     def has_operations(self) -> bool:
         """Whether the service ever accepted anything: from then on the settings are pinned."""
