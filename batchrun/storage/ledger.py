@@ -330,7 +330,11 @@ class Ledger:
         return job
 
     def save(self, **columns: Any) -> None:
-        """Put these into the job's row."""
+        """Put these columns into the job's row, in a statement of their own: each caller has others.
+
+        The names go into the SQL as they are. They are words of our code, never data; only the values come from
+        outside, and those are bound.
+        """
         changes = ", ".join(f"{name} = :{name}" for name in columns)
         self.connection.execute(f"UPDATE job SET {changes}", columns)
 
