@@ -141,10 +141,10 @@ def failure_of(row: Row, source: Source) -> dict[str, Any]:
     failure = row.failure
     assert failure is not None, "the schema forbids it"
     parsed = read_again(source, row, with_prompt=failure.kind == "bad_input")
-    record = None
+    as_read = None
     if parsed:
         raw = os.pread(source.fd, row.place.length, row.place.offset)
-        record = orjson.Fragment(raw.replace(b"\r", b" "))  # between tokens, if anywhere
+        as_read = orjson.Fragment(raw.replace(b"\r", b" "))  # between tokens, if anywhere
     return {
         "id": row.id,
         "line": row.place.line,
@@ -161,5 +161,5 @@ def failure_of(row: Row, source: Source) -> dict[str, Any]:
             "message": failure.message.encode(errors="replace").decode(),
             "retryable": failure.retryable,
         },
-        "input": record,
+        "input": as_read,
     }
