@@ -21,7 +21,6 @@ from batchrun.providers.yandex import Credentials, Yandex
 from batchrun.record import JsonObject, Prompt, Settings, State
 from batchrun.storage.ledger import Ledger, Row
 from batchrun.storage.results import MAX_LINE_BYTES, sync, sync_directory, writing
-from batchrun.verify import named
 from batchrun.writer import failure_of, one_line, read_again
 
 FORMATS = ("jsonl", "openai", "yandex-dataset", "csv", "txt")
@@ -80,7 +79,7 @@ class Export:
         return raw
 
     def _differs(self, row: Row, how: str) -> InputProblem:
-        cause = f"{self.output}: the answer to {named(row)} {how}; the export ends here"
+        cause = f"{self.output}: the answer to {row.named} {how}; the export ends here"
         return InputProblem(cause, remedy=f"batchrun verify {self.output} names every difference")
 
     def _shaped(self, row: Row, found: JsonObject) -> bytes:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from batchrun.check import is_record, read_lines
 from batchrun.lines import digest
 from batchrun.record import State
-from batchrun.storage.ledger import Ledger, Row
+from batchrun.storage.ledger import Ledger
 from batchrun.storage.results import lines_of
 from batchrun.tail import result_in
 
@@ -95,12 +95,12 @@ def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
     for number, seq in zip(odd[::2], odd[1::2], strict=True):
         if seq in missing:
             missing.remove(seq)
-            found.differ(f"{path}:{number}: changed since it was written; it answers {named(ledger.row(seq))}")
+            found.differ(f"{path}:{number}: changed since it was written; it answers {ledger.row(seq).named}")
         else:
             found.differ(f"{path}:{number}: not written by this job")
     for row in ledger.rows_done():
         if row.seq in missing:
-            found.differ(f"{path}: the answer to {named(row)} is missing")
+            found.differ(f"{path}: the answer to {row.named} is missing")
 
 
 def _claim(ledger: Ledger, data: bytes) -> tuple[int, int, bool]:
@@ -109,10 +109,6 @@ def _claim(ledger: Ledger, data: bytes) -> tuple[int, int, bool]:
     if row is None or row.state is not State.DONE or row.written is None:
         return 0, 0, False
     return row.seq, row.written.offset, row.written.crc32 == zlib.crc32(data)
-
-
-def named(row: Row) -> str:
-    return f"line {row.place.line} of the input" + ("" if row.id is None else f" (id {row.id})")
 
 
 def _compare_input(ledger: Ledger, path: Path, found: Findings) -> None:

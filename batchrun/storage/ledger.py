@@ -108,6 +108,11 @@ class Row:
     written: Written | None
     failure: Failure | None
 
+    @property
+    def named(self) -> str:
+        """The words that name this record to a person."""
+        return f"line {self.place.line} of the input" + ("" if self.id is None else f" (id {self.id})")
+
 
 def _row(raw: sqlite3.Row) -> Row:
     history = raw["attempt"], raw["lost_replies"], raw["maybe_paid"], raw["failed_operations"]
