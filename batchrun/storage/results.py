@@ -55,13 +55,13 @@ def write_new(path: Path, pieces: Iterable[bytes], mode: int = 0o600) -> None:
             write_at(fd, piece, at)
             at += len(piece)
         sync(fd)
+        sync_directory(path.parent)
     except BaseException:
         with suppress(OSError):
             os.unlink(path)
         raise
     finally:
         os.close(fd)
-    sync_directory(path.parent)
 
 
 def write_anew(fd: int, start: int, end: int) -> None:

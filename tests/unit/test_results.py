@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchrun.errors import DiskProblem, InputProblem
-from batchrun.storage.results import BLOCK_BYTES, Results, lines_of, write_at, writing
+from batchrun.storage.results import BLOCK_BYTES, Results, lines_of, write_at, write_new, writing
 
 LINES = [b'{"line":1}\n', '{"line":2,"text":"да"}\n'.encode(), b"\n", b'{"line":4,"text":"' + b"x" * 5000 + b'"}\n']
 WHOLE = b"".join(LINES)
@@ -290,6 +290,13 @@ def test_nothing_is_cut_before_it_is_safe_elsewhere(
     with pytest.raises(OSError, match="no"):
         results.keep_until(0, len(LINES[0]), path.parent / "aside")
     assert path.read_bytes() == WHOLE
+
+
+def test_what_is_not_durable_by_name_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", raises(OSError(errno.EIO, "the disk")))
+    with pytest.raises(OSError, match="the disk"):
+        write_new(tmp_path / "new", LINES)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_was_put_aside_before_is_never_written_over(results: Results, path: Path) -> None:
