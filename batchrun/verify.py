@@ -71,6 +71,7 @@ def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
     next_at, next_seq = next(places, NO_MORE)
     missing: set[int] = set()  # the records whose line should have come by now
     odd = array("q")  # line number, then the record it may be; judged when it is known which records have their line
+    moved = 0  # the first line that is not where it was written
     with open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size
         found.uncommitted_bytes = max(0, size - committed)
@@ -88,6 +89,7 @@ def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
                 odd.extend((number, seq))
             elif seq in missing:
                 missing.remove(seq)
+                moved = moved or number * (at != offset)
             else:
                 line = ledger.row(seq).place.line
                 found.differ(f"{path}:{number}: line {line} of the input is answered twice")
@@ -101,6 +103,8 @@ def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
     for row in ledger.rows_done():
         if row.seq in missing:
             found.differ(f"{path}: the answer to {row.named} is missing")
+    if moved and not found.differences:  # else that is what moved them
+        found.differ(f"{path}:{moved}: from here on, lines are not in the order in which they were written")
 
 
 def _claim(ledger: Ledger, data: bytes) -> tuple[int, int, bool]:

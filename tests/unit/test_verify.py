@@ -98,9 +98,18 @@ OUTPUTS: dict[str, tuple[Edit, list[str]]] = {
             "out.jsonl: the answer to line 38 of the input (id r38) is missing",
         ],
     ),
-    "two lines that changed places": (lambda lines: [lines[1], lines[0], *lines[2:]], []),
-    "its lines in the opposite order": (lambda lines: lines[::-1], []),
-    "its first line at the end": (lambda lines: [*lines[1:], lines[0]], []),
+    "two lines that changed places": (
+        lambda lines: [*lines[:3], lines[4], lines[3], *lines[5:]],
+        ["out.jsonl:4: from here on, lines are not in the order in which they were written"],
+    ),
+    "its lines in the opposite order": (
+        lambda lines: lines[::-1],
+        ["out.jsonl:1: from here on, lines are not in the order in which they were written"],
+    ),
+    "its first line at the end": (
+        lambda lines: [*lines[1:], lines[0]],
+        ["out.jsonl:1: from here on, lines are not in the order in which they were written"],
+    ),
     "a line that is there twice, the second time in front of its place": (
         lambda lines: [lines[9], *lines[1:]],
         [
