@@ -49,7 +49,7 @@ class JobPaths:
     def of(cls, output: Path, state_dir: Path | None = None) -> Self:
         if not output.name:
             raise UsageProblem(f"'{output}' is not the name of a file", remedy="name the one with the answers")
-        state = state_dir or output.with_name(f"{output.name}.batchrun")
+        state = state_dir or _state_of(output.parent, output.name)
         if state.resolve() in (Path.cwd(), *output.resolve().parents):
             raise UsageProblem(f"the state cannot be in '{state}', where other files are", remedy="name a new folder")
         if output.name.endswith(".errors.ndjson"):
@@ -59,7 +59,7 @@ class JobPaths:
     @property
     def named(self) -> str:
         """The words that name this job to another command."""
-        is_elsewhere = self.state != self.output.with_name(f"{self.output.name}.batchrun")
+        is_elsewhere = self.state != _state_of(self.output.parent, self.output.name)
         return quote(str(self.output)) + f" --state-dir {quote(str(self.state))}" * is_elsewhere
 
     @property
@@ -79,7 +79,7 @@ class JobPaths:
     def twin(self) -> Path:
         """The state of the other output whose failures would stand in the same file: `x` beside `x.jsonl`."""
         stem = self.failures.name.removesuffix(".errors.ndjson")
-        return self.output.with_name(f"{stem}{'.jsonl' * (stem == self.output.name)}.batchrun")
+        return _state_of(self.output.parent, stem + ".jsonl" * (stem == self.output.name))
 
     @property
     def new_failures(self) -> Path:
@@ -101,6 +101,11 @@ class JobPaths:
     @property
     def emulator_journal(self) -> Path:
         return self.state / "emulator.jsonl"
+
+
+def _state_of(folder: Path, output: str) -> Path:
+    """Where the state of an output stands, if nobody named another place."""
+    return folder / f"{output}.batchrun"
 
 
 class JobDir:
@@ -150,7 +155,7 @@ class JobDir:
         path = self.paths.ledger
         check_files(path)
         with writing(path), suppress(FileNotFoundError):
-            log = os.open(f"{path}-wal", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            log = os.open(f"{path}-wal", os.O_RDWR | AS_IT_IS)
             try:
                 frames = takewhile(any, blocks_of(log, 0))  # where zeros begin, SQLite reads no further
                 write_anew(log, 0, sum(map(len, frames)))
