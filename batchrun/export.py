@@ -19,6 +19,7 @@ from batchrun.errors import InputProblem
 from batchrun.providers.instruct import INSTRUCTIONS
 from batchrun.providers.yandex import Credentials, Yandex
 from batchrun.record import JsonObject, Prompt, Settings, State
+from batchrun.storage.jobdir import JobPaths
 from batchrun.storage.ledger import Ledger, Row
 from batchrun.storage.results import MAX_LINE_BYTES, sync, sync_directory, writing
 from batchrun.writer import failure_of, one_line, read_again
@@ -38,7 +39,7 @@ class Export:
     """
 
     ledger: Ledger
-    output: Path
+    paths: JobPaths
     output_fd: int
     source: Source
     settings: Settings
@@ -79,8 +80,8 @@ class Export:
         return raw
 
     def _differs(self, row: Row, how: str) -> InputProblem:
-        cause = f"{self.output}: the answer to {row.named} {how}; the export ends here"
-        return InputProblem(cause, remedy=f"batchrun verify {self.output} names every difference")
+        cause = f"{self.paths.output}: the answer to {row.named} {how}; the export ends here"
+        return InputProblem(cause, remedy=f"batchrun verify {self.paths.named} names every difference")
 
     def _shaped(self, row: Row, found: JsonObject) -> bytes:
         match self.format:

@@ -46,7 +46,7 @@ def lock_output(path: Path) -> Results:
         try:
             return Results.open(path, create=not os.path.lexists(path))
         except (BlockingIOError, FileExistsError) as error:
-            raise AlreadyRunning(path, {}) from error
+            raise AlreadyRunning(JobPaths.of(path), {}) from error  # its state is not ours, which is locked already
         except OSError as error:
             if path.is_symlink():
                 raise InputProblem(f"{path} is a link", remedy="name the file itself with -o") from error

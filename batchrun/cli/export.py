@@ -47,7 +47,7 @@ def export(output: Path, shape: str, order: str, with_errors: bool, target: Path
             fds = [opened.enter_context(open_plain(path)).fileno() for path in needed]
         settings = settings_of(ledger)
         read = Source(source, fds[-1], 0, None, None, reading=reading_of(settings, fds[-1], os.fstat(fds[-1]).st_size))
-        answers = Export(ledger, output, fds[0], read, settings, shape, with_errors)
+        answers = Export(ledger, paths, fds[0], read, settings, shape, with_errors)
         if str(target) == "-":
             with suppress(BrokenPipeError):  # of `export | head`: the reader has seen enough
                 sys.stdout.buffer.writelines(answers.lines(order))

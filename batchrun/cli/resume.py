@@ -83,7 +83,7 @@ def resume(
     def look(job: JobPaths, is_named: bool) -> int:
         """Let the job wait for its turn if it has anything to do; else its code, if anybody must know."""
         if is_locked(job):
-            raise AlreadyRunning(job.output, read_holder(job))
+            raise AlreadyRunning(job, read_holder(job))
         with closing(open_job(job)) as ledger:
             summary, last = summarize(ledger), ledger.last_run()
             was_cut = last is not None and last.ended_at is None  # its failures may not be told yet

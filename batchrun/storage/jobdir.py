@@ -29,12 +29,13 @@ NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs",
 class AlreadyRunning(TryLater):
     """Another process works on this job. ``since`` is its start in Unix seconds, where it could be read."""
 
-    def __init__(self, output: Path, holder: dict[str, object]) -> None:
+    def __init__(self, paths: JobPaths, holder: dict[str, object]) -> None:
         since, pid = holder.get("started_at"), holder.get("pid")
         self.since = since if isinstance(since, int) and 0 <= since < 1 << 33 else None
         who = f" by process {pid} on {holder.get('host')}" if isinstance(pid, int) else " by another run"
         when = f" since {datetime.fromtimestamp(self.since):%H:%M}" if self.since is not None else ""
-        super().__init__(f"`{output}` is in use{who}{when}", remedy=f"wait for it, or: batchrun status {output}")
+        remedy = f"wait for it, or: batchrun status {paths.named}"
+        super().__init__(f"`{paths.output}` is in use{who}{when}", remedy=remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +134,14 @@ class JobDir:
                 _lock(fd)
                 found = os.fstat(fd)
                 if not os.path.exists(paths.lock) or not os.path.samestat(found, os.stat(paths.lock)):
-                    raise AlreadyRunning(paths.output, {})  # discarded between open and lock
+                    raise AlreadyRunning(paths, {})  # discarded between open and lock
                 if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
                     raise DiskProblem(f"{paths.lock} is not a plain file of one name", remedy="move it away")
                 holder = {"pid": os.getpid(), "host": socket.gethostname(), "started_at": int(time.time())}
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, json.dumps(holder).encode(), 0)
             except BlockingIOError as error:
-                raise AlreadyRunning(paths.output, read_holder(paths)) from error
+                raise AlreadyRunning(paths, read_holder(paths)) from error
             except OSError as error:  # a full disk, or no plain file
                 raise _cannot(paths.lock, error) from error
             refused.pop_all()

@@ -180,9 +180,7 @@ def test_one_answer_at_a_time_is_in_memory(tmp_path: Path) -> None:
     for line in range(count, 0, -1):
         shelf.put(line, Answer("x" * size, "stop", Usage()))
     fd = os.open(shelf.paths.output, os.O_RDONLY)
-    answers = Export(
-        shelf.ledger, shelf.paths.output, fd, Source(shelf.input, fd, 0, None, None), SETTINGS, "csv", False
-    )
+    answers = Export(shelf.ledger, shelf.paths, fd, Source(shelf.input, fd, 0, None, None), SETTINGS, "csv", False)
     tracemalloc.start()
     written = sum(map(len, answers.lines("input")))
     peak = tracemalloc.get_traced_memory()[1]
@@ -477,3 +475,6 @@ def test_a_state_that_stands_elsewhere_is_named(shelf: Shelf, tmp_path: Path) ->
     os.rename(shelf.paths.state, tmp_path / "elsewhere")
     assert shelf.call("-o", "-").exit_code != 0
     assert shelf.take("--state-dir", str(tmp_path / "elsewhere")) == beside
+    shelf.paths.output.write_bytes(shelf.paths.output.read_bytes().replace(b'"stop"', b'"stap"'))
+    problem = shelf.refuse("--state-dir", str(tmp_path / "elsewhere"), "-o", "-")
+    assert f"batchrun verify {shelf.paths.output} --state-dir {tmp_path / 'elsewhere'} names" in problem.remedy

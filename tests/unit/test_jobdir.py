@@ -146,6 +146,15 @@ def test_a_second_take_in_the_same_process_is_refused(paths: JobPaths) -> None:
     assert not is_locked(paths)
 
 
+def test_a_job_in_use_is_named_so_that_status_finds_it(tmp_path: Path) -> None:
+    paths = JobPaths.of(tmp_path / "out.jsonl", tmp_path / "elsewhere")
+    first = JobDir.take(paths)
+    with pytest.raises(AlreadyRunning) as caught:
+        JobDir.take(paths)
+    assert caught.value.remedy.endswith(f"batchrun status {paths.output} --state-dir {paths.state}")
+    first.release()
+
+
 def test_asking_who_holds_it_does_not_take_or_break_the_lock(paths: JobPaths) -> None:
     assert not is_locked(paths)
     assert not paths.state.exists()
