@@ -14,7 +14,7 @@ from typing import Any
 
 from batchrun.channel import Channel
 from batchrun.config import JobConfig
-from batchrun.errors import DISK, BatchrunError, DeadlineReached, DiskProblem, Interrupted
+from batchrun.errors import DISK, BatchrunError, DeadlineReached, DiskProblem, InputProblem, Interrupted
 from batchrun.log import event
 from batchrun.pacing import HOUR_S, HourWindow, Outage, Pacer
 from batchrun.providers.base import Provider
@@ -186,7 +186,7 @@ def _hour_window(config: JobConfig, ledger: Ledger) -> HourWindow:
     wall, now = time.time(), time.monotonic()
     past = ledger.submissions_since(wall - HOUR_S - 1)
     for path in config.beside:
-        with suppress(BatchrunError), closing(Ledger.read_only(path)) as other:
+        with suppress(DiskProblem, InputProblem), closing(Ledger.read_only(path)) as other:  # a signal is neither
             past += other.submissions_since(wall - HOUR_S - 1)
     ends = ((now - max(0.0, wall - second - 1), posts) for second, posts in sorted(past))
     return HourWindow(config.rph, ends)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -21,7 +22,8 @@ from batchrun.cli.resume import SERIOUS, config_of_job, jobs_of, resume
 from batchrun.cli.run import config_of, run
 from batchrun.cli.status import open_job
 from batchrun.config import REMEMBERED, JobConfig
-from batchrun.errors import DiskProblem, UsageProblem
+from batchrun.errors import DiskProblem, Interrupted, UsageProblem
+from batchrun.stop import on_signals
 from batchrun.storage.jobdir import JobPaths
 from batchrun.storage.ledger import Ledger
 from tests.docs.test_exit_codes import documented_codes
@@ -260,3 +262,13 @@ def test_jobs_beside_one_another_share_the_hour(ledger: Ledger, paths: JobPaths,
     alone = job._hour_window(config, ledger)
     shared = job._hour_window(JobConfig(config.input, paths, SETTINGS, rph=5, beside=beside), ledger)
     assert (alone.used(time.monotonic()), shared.used(time.monotonic())) == (1, 3)
+
+
+def test_a_signal_while_the_jobs_beside_are_read_ends_the_run(
+    ledger: Ledger, paths: JobPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if it counts as a ledger that cannot be read: the run would send as if nobody had said a word."""
+    config = JobConfig(paths.output, paths, SETTINGS, beside=(paths.ledger,))
+    monkeypatch.setattr(Ledger, "read_only", lambda path: signal.raise_signal(signal.SIGTERM))
+    with on_signals(job._interrupt), pytest.raises(Interrupted):
+        job._hour_window(config, ledger)
