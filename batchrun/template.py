@@ -120,7 +120,7 @@ def compiled(text: str) -> Callable[[JsonObject], str]:
     The sandbox keeps a template from the program around it, and steps are counted: rounds of loops, calls of macros,
     and texts that are joined or repeated, by their length. It is still code of the user's; a filter may do a lot.
     """
-    from jinja2 import StrictUndefined, TemplateError, nodes
+    from jinja2 import StrictUndefined, UndefinedError, nodes
     from jinja2.exceptions import SecurityError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from jinja2.visitor import NodeTransformer
@@ -132,7 +132,8 @@ def compiled(text: str) -> Callable[[JsonObject], str]:
 
         @property
         def _undefined_message(self) -> str:
-            name = f"'{shown(str(self._undefined_name))}'"
+            name = str(self._undefined_name)
+            name = f"'{shown(name)}'" if name in text else "what it looks up"  # elsewhere it may be a prompt's text
             if self._undefined_exception is SecurityError:
                 return f"{name} is not allowed"
             return self._undefined_hint or f"{name} {MISSING}"
@@ -190,7 +191,8 @@ def compiled(text: str) -> Callable[[JsonObject], str]:
         except (BadLine, BatchrunError):  # too many steps, or a signal
             raise
         except Exception as error:  # the template is a program: anything may happen in it
-            reason = str(error) if isinstance(error, TemplateError) else "does not work with this record"
+            is_ours = isinstance(error, UndefinedError | SecurityError)  # the words of others may quote the record
+            reason = str(error) if is_ours else "does not work with this record"
             if reason.endswith(MISSING):
                 reason += (
                     f"; fields here: {names_of(fields)}. For one that may be missing: {{{{ NAME | default('') }}}}"

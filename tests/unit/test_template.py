@@ -52,6 +52,27 @@ def test_a_template_has_no_chance_in_it() -> None:
         compiled("{{ lipsum() }}")({})
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ record[body] }}", "what it looks up is not in the record; fields here: body. "),
+        ("{{ '' | attr(body) | upper }}", "what it looks up is not in the record; fields here: body. "),
+        ("{{ ('{0.' ~ body ~ '}').format(1) }}", "what it looks up is not in the record; fields here: body. "),
+        ("{{ record['__' ~ body ~ '__'] }}", "what it looks up is not in the record; fields here: body. "),
+        ("{{ [1] | map(body) | list }}", "does not work with this record"),
+        ("{{ [1] | select(body) | list }}", "does not work with this record"),
+        ("{{ '' | urlize(extra_schemes=[body]) }}", "does not work with this record"),
+        ("{% include body %}", "does not work with this record"),
+    ],
+)
+def test_no_message_holds_a_text_of_the_record(template: str, said: str) -> None:
+    """Fails if Jinja's words are passed on: they quote what a filter or a name was made of."""
+    with pytest.raises(BadLine) as caught:
+        compiled("\n" + template)({"body": "a secret"})
+    assert caught.value.reason.startswith(f"template line 2: {said}")
+    assert "secret" not in caught.value.reason
+
+
 def settings(tmp_path: Path, *options: str) -> Settings:
     (tmp_path / "t.j2").write_text(HEAD + "{{ a }}")
     words = ["in.jsonl", "-o", str(tmp_path / "out.jsonl"), "-t", str(tmp_path / "t.j2"), *options]
