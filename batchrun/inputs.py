@@ -88,7 +88,8 @@ def _parsed(value: Any, reading: Reading) -> Parsed:
         shape = reading.shape or found or Shape.PROMPT
         prompt, meta = _FROM[shape](value)
         if prompt.body is not None and (shape is Shape.INSTRUCT) is not reading.for_instruct:
-            raise BadLine(_OTHER_API[reading.for_instruct])
+            reason, remedy = _OTHER_API[reading.for_instruct]
+            raise BadLine(reason, remedy=f"{remedy}; nothing was sent")
         if prompt.body is not None and reading.model_given:  # the model of another service, most likely
             prompt = replace(prompt, model=None)
     return Parsed(_take_id(meta), prompt, meta)
@@ -190,8 +191,8 @@ _OPENAI_HARMLESS: JsonObject = _ELSEWHERE | {"n": 1, "stream": False, "logprobs"
 _OPENAI_ALONG = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 _NO_COUNTERPART = "has no counterpart here, leave it out"
 _OTHER_API = (
-    "a request body for --provider yandex-instruct",
-    "--provider yandex-instruct takes prompts or its own request bodies, no messages",
+    ("a request body for --provider yandex-instruct", "give that option (check takes --format instruct)"),
+    ("--provider yandex-instruct takes prompts or its own request bodies, no messages", "leave that option out"),
 )
 ID_FIELDS = ("id", "custom_id", "key")
 _CONTENTS = ("text", "content", "toolCallList", "tool_call_list", "toolResultList", "tool_result_list")

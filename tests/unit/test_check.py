@@ -181,6 +181,11 @@ def test_a_bad_first_record_means_a_wrong_file(desk: Desk, data: bytes) -> None:
     assert "hardly the right file" in desk.refusal(data).remedy
 
 
+def test_a_body_of_the_older_api_is_refused_with_the_options_that_take_it(desk: Desk) -> None:
+    remedy = desk.refusal(b'{"requestText": "a question"}\n').remedy
+    assert remedy == "give that option (check takes --format instruct); nothing was sent"
+
+
 def test_strict_refuses_a_single_bad_line(desk: Desk) -> None:
     assert "--strict" in desk.refusal(GOOD * 5000 + BAD, strict=True).remedy
     assert desk.check(GOOD * 5000, strict=True).bad == 0
