@@ -7,7 +7,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import astuple, replace
 from importlib import resources
 from itertools import product
 from pathlib import Path
@@ -439,18 +439,20 @@ def test_a_failed_record_goes_back_to_work_as_another_attempt_only_if_it_was_acc
     assert {(row.state, row.operation_id, row.failure, row.finished_at) for row in rows} == {(NEW, None, None, None)}
 
 
-def test_other_settings_give_what_was_refused_a_new_chance_but_no_bad_line(ledger: Ledger) -> None:
-    refused = record_in(ledger, FAILED)
+def test_other_settings_give_what_was_refused_a_new_chance_and_a_bad_line_is_read_anew(ledger: Ledger) -> None:
+    """Fails if the row of a bad line stays where the new settings make a record of it: nobody would send that."""
+    refused, records = record_in(ledger, FAILED), [a_record(line) for line in (1, 2, 3)]
     with ledger.transaction():
-        ledger.refuse_line(Place(2, 100, 5), b"\0" * 16, Failure("bad_input", "no JSON"), NOW)
+        ledger.refuse_line(records[1].place, records[1].digest, Failure("bad_input", "no field 'a'"), NOW)
         ledger.save_settings(Settings("yandex", "yandexgpt-lite/latest"))
         ledger.reopen(refused)
-    assert ledger.row(refused).state is NEW
-    assert ledger.row(2).state is FAILED
+    record_in(ledger, HELD, line=3)
+    assert [ledger.row(seq).state for seq in (1, 2, 3)] == [NEW, FAILED, HELD]
     assert ledger.job().settings_digest == Settings("yandex", "yandexgpt-lite/latest").digest()
-    with ledger.transaction():
-        Inventory(ledger).forget_what_cost_nothing()
-    assert ledger.lines_known(1, 9) == set()
+    inventory = Inventory(ledger)
+    inventory.add((*astuple(record.place), None, record.digest, 0) for record in records)
+    inventory.forget_what_cost_nothing()
+    assert ledger.lines_known(1, 9) == {3}, "no row means NEW"
 
 
 def test_settings_are_free_until_the_service_has_accepted_anything(ledger: Ledger) -> None:
