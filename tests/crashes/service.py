@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import selectors
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
+from unittest.mock import patch
 
 from batchrun.record import (
     Accepted,
@@ -23,8 +25,7 @@ from batchrun.record import (
     SubmitReply,
     Usage,
 )
-from batchrun.storage.ledger import Ledger
-from batchrun.storage.thread import Storage, T, Ts, _Request
+from batchrun.storage.thread import Storage
 from tests.crashes import recorder as seen
 
 PLAIN, LOST, FAILING = "plain", "lost", "failing"
@@ -105,7 +106,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.now_s = 1000.0
-        self.storage: PatientStorage | None = None
+        self.asked: _PatientQueue | None = None
 
     def monotonic(self) -> float:
         return self.now_s
@@ -114,8 +115,9 @@ class Clock:
         return _Loop(self)
 
     def open_storage(self, *args: Any) -> Storage:
-        self.storage = PatientStorage(*args)
-        return self.storage
+        asked = self.asked = _PatientQueue()
+        with patch.object(queue, "SimpleQueue", lambda: asked):
+            return Storage(*args)
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -144,7 +146,7 @@ class _Selector(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is not None and timeout <= 0:
             return super().select(0)
-        if self._clock.storage is not None and self._clock.storage.hand_over():
+        if self._clock.asked is not None and self._clock.asked.hand_over():
             return super().select()
         if timeout is None or self._clock.now_s > LONGEST_RUN_S:
             raise AssertionError("the run waits for what will never come")
@@ -152,30 +154,26 @@ class _Selector(selectors.DefaultSelector):
         return []
 
 
-class PatientStorage(Storage):
-    """The product's own, but it gets its requests when the event loop rests: so the same run makes the same batches."""
+class _PatientQueue(queue.SimpleQueue[Any]):
+    """Hands the storage thread its requests when the event loop rests: so the same run makes the same batches."""
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self) -> None:
         self._held: list[Any] = []
         self._unanswered = 0
-        super().__init__(*args)
+
+    def put(self, request: Any, block: bool = True, timeout: float | None = None) -> None:
+        self._held.append(request)
+        if request is None:  # the end: nobody rests any more
+            self.hand_over()
+        else:
+            self._unanswered += 1
+            request.future.add_done_callback(self._answered)
 
     def hand_over(self) -> bool:
-        """Give it what was asked meanwhile. Whether an answer is still to come."""
+        """Let go of what was asked meanwhile. Whether an answer is still to come."""
         while self._held:
-            self._arrived.put(self._held.pop(0))
+            super().put(self._held.pop(0))
         return self._unanswered > 0
-
-    def close(self) -> None:
-        self.hand_over()
-        super().close()
-
-    def do(self, step: Callable[[Ledger, *Ts], T], *given: *Ts) -> asyncio.Future[T]:
-        request = _Request(step, given, self._loop.create_future())
-        self._held.append(request)
-        self._unanswered += 1
-        request.future.add_done_callback(self._answered)
-        return request.future
 
     def _answered(self, future: asyncio.Future[Any]) -> None:
         self._unanswered -= 1
