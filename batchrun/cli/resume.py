@@ -19,6 +19,7 @@ import click
 
 from batchrun.cli import exit_code_of
 from batchrun.cli.options import END, PATH, SCREEN, SETTINGS, STATE_DIR
+from batchrun.cli.report import say
 from batchrun.cli.run import config_of, refuse_log, run, run_job, say_unwell, start_log
 from batchrun.cli.status import input_of, open_job, settings_of
 from batchrun.config import REMEMBERED, JobConfig
@@ -73,6 +74,8 @@ def resume(
         codes.add(exit_code_of(partial(_raise, error)))
 
     jobs = jobs_of(paths, state_dir, tell)
+    if not jobs and codes == {0} and not quiet:
+        say(f"batchrun: no job below {', '.join(map(str, paths))}")
     for job, _ in jobs:
         inputs = list[Path]()
         with suppress(BatchrunError, OSError), closing(open_job(job)) as ledger:  # ``look`` says what is wrong with it

@@ -147,6 +147,16 @@ def nobody(error: OSError) -> None:
     raise AssertionError(error)
 
 
+def test_a_folder_without_a_job_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fails if ``resume`` of a wrong folder looks like one of a folder where all is done."""
+    (tmp_path / "other").mkdir()
+    a_job(tmp_path / "done" / "out.jsonl", records=0)
+    assert [resumed(tmp_path / name) for name in ("other", "done")] == [0, 0]
+    assert capsys.readouterr().err == f"batchrun: no job below {tmp_path / 'other'}\n"
+    assert resumed(tmp_path / "other", "-q") == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_job_that_is_found_without_its_output_is_not_begun(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
