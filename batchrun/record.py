@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -332,12 +332,18 @@ class PollPolicy:
     min_gap_s: float = 1.0
     gap_per_age: float = 0.05
     max_gap_s: float = 60.0
+    last_min_gap_s: float = 0.25
+    last_gap_per_age: float = 0.01
     settling_in_s: float = 60.0
     patience_s: float = 600.0
 
     def gap_s(self, age_s: float) -> float:
         """Seconds until the next look at an operation of this age."""
         return min(max(self.min_gap_s, self.gap_per_age * age_s), self.max_gap_s)
+
+    def at_the_end(self) -> PollPolicy:
+        """The policy once nothing is left to send: the whole job waits for each operation, and the budget is free."""
+        return replace(self, min_gap_s=self.last_min_gap_s, gap_per_age=self.last_gap_per_age)
 
 
 @dataclass(frozen=True, slots=True)

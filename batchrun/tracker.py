@@ -56,6 +56,7 @@ class Tracker:
         self._stop = run.stop
         self._pacer = Pacer(run.config.read_rps)
         self._policy = PollPolicy(run.provider.retention_s)
+        self._last_policy = self._policy.at_the_end()
         now, wall = time.monotonic(), time.time()
         earlier = [(now, seq, id_, now - max(0.0, wall - at)) for seq, id_, at in operations]
         self._polls = Polls(self._pacer, run.provider.retention_s, earlier)
@@ -135,7 +136,8 @@ class Tracker:
         age_s = now - accepted_at
         event("polled", logging.DEBUG, operation_id=operation_id, reply=type(reply).__name__)
         self._note(seq, reply, now, age_s)
-        match decide(reply, age_s=age_s, trouble_s=self._trouble_s(seq, reply, now), policy=self._policy):
+        policy = self._policy if self._run.backlog.unsettled > len(self) else self._last_policy
+        match decide(reply, age_s=age_s, trouble_s=self._trouble_s(seq, reply, now), policy=policy):
             case PollAgain(after_s):
                 if isinstance(reply, PollFailed):
                     after_s += backoff_s(1, random.random())

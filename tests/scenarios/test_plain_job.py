@@ -54,3 +54,12 @@ def test_a_job_of_no_records_leaves_an_empty_output(bench: Bench) -> None:
     assert bench.output.read_bytes() == b""
     assert bench.is_untouched()
     bench.check()
+
+
+def test_the_last_answer_is_asked_for_more_often_than_one_that_nothing_waits_for(bench: Bench) -> None:
+    """Fails if the tracker keeps to its usual gaps once nothing is left to send."""
+    bench.records("a")
+    bench.emulator.change(p50=3.0, p99=3.0)
+    assert bench.run().exit_code == 0
+    assert bench.emulator.count("polls_running") > 3  # after 1 s, and then each quarter of a second
+    bench.check()

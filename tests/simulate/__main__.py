@@ -73,6 +73,7 @@ def simulate(
     until: float = math.inf,
     start_at: float = 0.0,
     delay_s: float = 0.0,
+    jitter_s: float = 0.0,
     jobs: int = 1,
     seed: int = 1,
     policy: Policy | None = None,
@@ -84,7 +85,7 @@ def simulate(
     ``delay_s`` is what the case itself costs: an outage, the half of a quota.
     """
     world = World()
-    service = Service(world, **quota, **lasting, seed=seed)
+    service = Service(world, **quota, **lasting, seed=seed, jitter_s=jitter_s)
     several = [Job(world, service, records // jobs, policy, **options) for _ in range(jobs)]
     for job in several:
         job.seen = several[0].seen
@@ -111,9 +112,13 @@ def restarts(*times: float) -> Callable[[World, Service, Job], None]:
     return prepare
 
 
-def quota_becomes(at: float, **quotas: Quota) -> Callable[[World, Service, Job], None]:
-    """The service has another quota from then on."""
-    return lambda world, service, job: world.at(at, lambda: vars(service).update(quotas))
+def quota_becomes(at: float, **quotas: tuple[float, float]) -> Callable[[World, Service, Job], None]:
+    """The service has other quotas from then on: (limit, seconds)."""
+
+    def become(service: Service) -> None:
+        vars(service).update({name: Quota(*quota) for name, quota in quotas.items()})
+
+    return lambda world, service, job: world.at(at, lambda: become(service))
 
 
 def outage(at: float, seconds: float) -> Callable[[World, Service, Job], None]:
@@ -172,10 +177,11 @@ def night(records: int, **options: Any) -> Simulated:
     return simulate(records, REAL, LONG, **options)
 
 
-def fast(rps: float, policy: Policy | None = None) -> Simulated:
+def fast(rps: float, policy: Policy | None = None, jitter_s: float = 0.0) -> Simulated:
     """200 a second, and no hour."""
     quota = {"rps": 200.0, "rph": 1e9, "read_rps": 1000.0}
-    return simulate(12_000, quota, SHORT, policy=policy, rps=rps, read_rps=880.0, concurrency=64.0, rph=1e9)
+    pace: dict[str, Any] = {"rps": rps, "read_rps": 880.0, "concurrency": 64.0, "rph": 1e9}
+    return simulate(12_000, quota, SHORT, policy=policy, jitter_s=jitter_s, **pace)
 
 
 def at_ten(records: int, rps: float, **options: Any) -> Simulated:
@@ -190,7 +196,7 @@ def day_with_restarts(hours: int = 24, of_kills: tuple[int, int, int] = (5, 11, 
 
 
 def one_read_in_100_s() -> Simulated:
-    return night(20_000, until=5 * DAY_S, prepare=quota_becomes(600.0, reads=Quota(1, 100.0)))
+    return night(20_000, until=5 * DAY_S, prepare=quota_becomes(600.0, reads=(1, 100.0)))
 
 
 def back_after(days: float, read_rps: float) -> Simulated:
@@ -202,7 +208,9 @@ QUICK: dict[str, Callable[[], Simulated]] = {
     "200/s, rate 25 % too high": partial(fast, 250.0),
     "10/s and 50 polls/s, known": partial(at_ten, 2000, 10.0),
     "10/s, rate 25 % too high": partial(at_ten, 6000, 12.5),
-    "10/s becomes 5/s": partial(at_ten, 6000, 9.0, delay_s=300.0, prepare=quota_becomes(300.0, second=Quota(5, 1.0))),
+    "200/s, known, up to 10 ms late": partial(fast, 200.0, jitter_s=0.01),
+    "10/s and 50 polls/s, known, up to 10 ms late": partial(at_ten, 2000, 10.0, jitter_s=0.01),
+    "10/s becomes 5/s": partial(at_ten, 6000, 9.0, delay_s=300.0, prepare=quota_becomes(300.0, second=(5, 1.0))),
     "an outage of 10 minutes": partial(at_ten, 6000, 9.0, delay_s=600.0, prepare=outage(200.0, 600.0)),
     "5,000 open for 2.9 days": partial(back_after, 2.9, 40.0),
     "the same with 0.6 polls/s": partial(back_after, 2.9, 0.6),

@@ -1,6 +1,7 @@
 """The service and its clients in simulated time: what decides is the product's own, here are only events and counters.
 
-Requests travel ``TRANSIT_S`` each way and nothing else takes time, so the figures are those of the schedule alone.
+Requests travel ``TRANSIT_S`` each way, with ``jitter_s`` some of them longer, and nothing else takes time, so the
+figures are those of the schedule alone.
 """
 
 from __future__ import annotations
@@ -63,11 +64,20 @@ class Service:
     """Accepts, works for a lognormal time, keeps its answers from acceptance on."""
 
     def __init__(
-        self, world: World, *, p50: float, p99: float, rps: float, rph: float, read_rps: float, seed: int = 1
+        self,
+        world: World,
+        *,
+        p50: float,
+        p99: float,
+        rps: float,
+        rph: float,
+        read_rps: float,
+        seed: int = 1,
+        jitter_s: float = 0.0,
     ) -> None:
         self._world = world
         self._mu, self._sigma = math.log(p50), math.log(p99 / p50) / 2.3263
-        self._chance = random.Random(seed)
+        self._chance, self._delays, self._jitter_s = random.Random(seed), random.Random(seed), jitter_s
         self.second, self.hour, self.reads = Quota(rps, 1.0), Quota(rph, HOUR_S), Quota(read_rps, 1.0)
         self.down = (math.inf, math.inf)
         self.finished_at: list[float] = []
@@ -76,6 +86,10 @@ class Service:
     @property
     def is_down(self) -> bool:
         return self.down[0] <= self._world.now - TRANSIT_S < self.down[1]
+
+    def exchange_s(self) -> float:
+        """How long the next request and its reply are on their way."""
+        return 2 * TRANSIT_S + self._jitter_s * self._delays.random()
 
     def submit(self) -> int | None:
         """The number of the new operation, or None: refused. All requests arrive a transit before their reply."""
@@ -153,6 +167,7 @@ class Run:
         past = sorted((min(now, at + 1), posts) for at, posts in job.posts.items() if at >= int(now - HOUR_S - 1))
         self.pacer = Pacer(job.rps, HourWindow(job.rph, past))
         self.read_pacer, self.gate, self.policy = Pacer(job.read_rps), Gate(), job.policy
+        self.last_policy = PollPolicy(RETENTION_S).at_the_end()
         earlier: list[Due] = [(now, number, "", at) for number, at in sorted(job.open.items())]
         self.polls = Polls(self.read_pacer, RETENTION_S, earlier)
         self.first_look = set(job.open)
@@ -179,7 +194,7 @@ class Run:
             self.job.left -= 1
             self.seen.submits.append(now)
             self.job.posts[int(now)] += 1
-            self.world.at(now + 2 * TRANSIT_S, self._submitted)
+            self.world.at(now + self.service.exchange_s(), self._submitted)
         return None
 
     @property
@@ -220,7 +235,7 @@ class Run:
             due = self.polls.take(now)
             self.polling += 1
             self.seen.reads += 1
-            self.world.at(now + 2 * TRANSIT_S, partial(self._read, due))
+            self.world.at(now + self.service.exchange_s(), partial(self._read, due))
         return None
 
     def _read(self, due: Due) -> None:
@@ -236,7 +251,8 @@ class Run:
         if finished:
             self._collected(operation, now - accepted_at)
         elif finished is False:
-            self.polls.add((now + self.policy.gap_s(now - accepted_at), operation, "", accepted_at))
+            policy = self.policy if self.job.left or self.posting else self.last_policy
+            self.polls.add((now + policy.gap_s(now - accepted_at), operation, "", accepted_at))
         self.first_look.discard(operation)
         self.poll_turn()
         if self.submit_timer < 0:

@@ -37,12 +37,21 @@ def test_every_thorough_case_is_on_the_page() -> None:
     ],
 )
 def test_a_job_ends_hardly_later_than_the_quota_allows(case: str, efficiency: float, refused: float) -> None:
-    """Fails if ``gap_per_age`` is 0.1, or if a refusal always takes three tenths of the rate."""
+    """Fails if the last polls are as far apart as the others, or if a refusal takes more of the rate than it must."""
     run = simulated(case)
     assert run.efficiency >= efficiency
     assert run.refused <= refused
     assert run.seen.reads_refused == 0
     assert len(run.seen.lags) == len(run.service.finished_at)
+
+
+@pytest.mark.parametrize("case", ["200/s, known", "10/s and 50 polls/s, known"])
+def test_requests_that_are_late_by_turns_cost_a_rate_at_the_quota_one_percent_more(case: str) -> None:
+    """Fails if each refusal takes two hundredths of the rate."""
+    late = simulated(f"{case}, up to 10 ms late")
+    assert late.efficiency >= max(0.985, simulated(case).efficiency - 0.0115)
+    assert late.refused <= 0.007
+    assert late.seen.reads_refused <= 1
 
 
 def test_half_a_quota_is_found_at_once_and_used_whole() -> None:

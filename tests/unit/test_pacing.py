@@ -286,8 +286,9 @@ def test_a_refusal_among_acceptances_slows_to_just_under_what_was_accepted() -> 
     for number in range(200):
         pacer.accepted(START + number / 250)
     pacer.refused(START + 0.8)
-    assert pacer.rate(START + 0.8) == pytest.approx(196.0)
-    assert pacer.rate(START + 20.8) == pytest.approx(201.0)  # beyond what is known it creeps
+    assert pacer.rate(START + 0.8) == pytest.approx(199.0)
+    assert pacer.rate(START + 20.8) == pytest.approx(200.2)  # beyond what is known it creeps, and faster and faster
+    assert pacer.rate(START + 40.8) == pytest.approx(203.8)
     assert pacer.rate(START + 300) == 250.0
 
 

@@ -243,6 +243,7 @@ def test_a_poll_reply_means(reply: PollReply, age_s: float, trouble_s: float, me
 @given(age_s=st.floats(0, 1e9), later_s=st.floats(0, 1e9))
 def test_polls_of_one_operation_only_grow_further_apart(age_s: float, later_s: float) -> None:
     assert 1.0 <= POLICY.gap_s(age_s) <= POLICY.gap_s(age_s + later_s) <= 60.0
+    assert 0.25 <= POLICY.at_the_end().gap_s(age_s) <= POLICY.gap_s(age_s)
 
 
 # --- the whole life of a record ---
