@@ -14,10 +14,10 @@ import pytest
 from tests.docs.pages import ROOT
 from tests.scenarios.bench import Bench, Ran, record
 from tests.scenarios.clock import Clock
-from tests.scenarios.conftest import bench, emulator
+from tests.scenarios.conftest import bench, emulator, forker
 from tests.scenarios.test_faults import reopen_as_of
 
-__all__ = ["bench", "emulator"]  # fixtures
+__all__ = ["bench", "emulator", "forker"]  # fixtures
 
 PAGE = (ROOT / "docs/troubleshooting.md").read_text("utf-8")
 Provocation = Callable[[Bench], Ran]

@@ -26,12 +26,14 @@ from click.testing import CliRunner
 
 from batchrun.cli.verify import verify
 from tests.scenarios.emulator import Emulator, operations_in
+from tests.scenarios.forker import Forked, Forker
 
 KEY = "scenario-key-that-nobody-may-see"
 FAST = ("--rps", "500", "--read-rps", "2000", "--rph", "1000000")
 PATIENCE_S = 30.0
 PASSING_CODES = frozenset({2, 4, 8, 13, 14, 15})
 LOOK_EVERY_S = 0.004
+PLAIN = (sys.executable, "-m", "batchrun")
 NO_AUTHORITIES = {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull}
 """Nobody whom the system trusts takes part, and to read them all is a sixth of the work of a short run."""
 
@@ -73,10 +75,16 @@ class Running:
         ignore: tuple[int, ...] = (),
         shown_on: int | None = None,
         before: Callable[[], None] | None = None,
+        forker: Forker | None = None,
     ) -> None:
         self._captured = captured
         self._began_at = time.monotonic()
+        self._process: subprocess.Popen[bytes] | Forked
         with captured.with_suffix(".out").open("wb") as out, captured.with_suffix(".err").open("wb") as err:
+            if forker is not None:
+                output = out.fileno(), err.fileno()
+                self._process = forker.start(command, cwd=cwd, env=env, output=output, ignore=ignore)
+                return
             self._process = subprocess.Popen(
                 command,
                 cwd=cwd,
@@ -136,8 +144,9 @@ def as_owner() -> tuple[str, ...]:
 class Bench:
     """One job in one folder: ``in.jsonl`` -> ``out.jsonl``."""
 
-    def __init__(self, folder: Path, emulator: Emulator, name: str) -> None:
+    def __init__(self, folder: Path, emulator: Emulator, name: str, forker: Forker | None = None) -> None:
         self.folder = folder
+        self.forker = forker
         self.emulator = emulator
         self.endpoint = emulator.url
         self.cloud_folder = "b1g" + hashlib.sha256(name.encode()).hexdigest()[:17]
@@ -189,7 +198,7 @@ class Bench:
         shown_on: int | None = None,
         before: Callable[[], None] | None = None,
     ) -> Running:
-        """Start any batchrun command.
+        """Start any batchrun command: forked where there is a forker and nothing of the following is asked for.
 
         Args:
             ignore: Signals it inherits as ignored.
@@ -199,15 +208,22 @@ class Bench:
             shown_on: A terminal or pipe for what it prints, instead of files.
             before: Done in the new process just before it becomes the command: limits, another user.
         """
-        running = Running(
-            [*within, sys.executable, *python, *program, *words],
-            cwd=self.folder,
-            env=self.environment if env is None else env,
-            captured=self._captured / str(len(self._runs)),
-            ignore=ignore,
-            shown_on=shown_on,
-            before=before,
-        )
+        captured = self._captured / str(len(self._runs))
+        interpreter = (*within, sys.executable, *python, *program)
+        if self.forker is not None and (interpreter, env, shown_on, before) == (PLAIN, None, None, None):
+            running = Running(
+                [*words], cwd=self.folder, env=self.environment, captured=captured, ignore=ignore, forker=self.forker
+            )
+        else:
+            running = Running(
+                [*interpreter, *words],
+                cwd=self.folder,
+                env=self.environment if env is None else env,
+                captured=captured,
+                ignore=ignore,
+                shown_on=shown_on,
+                before=before,
+            )
         self._runs.append(running)
         return running
 

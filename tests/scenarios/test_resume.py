@@ -13,21 +13,23 @@ from click.testing import CliRunner
 from batchrun.cli.status import status
 from tests.scenarios.bench import Bench, Ran, Running, as_owner, wait_until
 from tests.scenarios.emulator import Emulator, operations_in
+from tests.scenarios.forker import Forker
 
 
 class Nights:
     """A folder of jobs, each in a folder of its own."""
 
-    def __init__(self, folder: Path, emulator: Emulator, name: str) -> None:
+    def __init__(self, folder: Path, emulator: Emulator, name: str, forker: Forker | None) -> None:
         self.emulator = emulator
         self._name = name
-        self._here = Bench(folder, emulator, name)
+        self._forker = forker
+        self._here = Bench(folder, emulator, name, forker)
         self.jobs: dict[str, Bench] = {}
 
     def job(self, name: str, *texts: str) -> Bench:
         folder = self._here.folder / "out" / name
         folder.mkdir(parents=True)
-        self.jobs[name] = bench = Bench(folder, self.emulator, self._name)
+        self.jobs[name] = bench = Bench(folder, self.emulator, self._name, self._forker)
         bench.records(*texts)
         return bench
 
@@ -58,9 +60,11 @@ class Nights:
 
 
 @pytest.fixture
-def nights(tmp_path: Path, emulator: Emulator, request: pytest.FixtureRequest) -> Iterator[Nights]:
+def nights(
+    tmp_path: Path, emulator: Emulator, forker: Forker | None, request: pytest.FixtureRequest
+) -> Iterator[Nights]:
     emulator.begin()
-    nights = Nights(tmp_path, emulator, request.node.nodeid)
+    nights = Nights(tmp_path, emulator, request.node.nodeid, forker)
     yield nights
     nights.end()
 
