@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from batchrun.providers.yandex import Credentials, Yandex
 from batchrun.record import JsonObject, Prompt, Settings
 
-pytest.importorskip("yandexcloud")
 json_format = pytest.importorskip("google.protobuf.json_format")
 service = pytest.importorskip("yandex.cloud.ai.foundation_models.v1.text_generation.text_generation_service_pb2")
 

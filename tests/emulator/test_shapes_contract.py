@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("google.protobuf")
-pytest.importorskip("yandexcloud")
+pytest.importorskip("yandex.cloud.operation.operation_pb2")
 
 from google.protobuf import json_format
 from google.rpc import error_details_pb2, status_pb2
