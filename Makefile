@@ -4,8 +4,7 @@
 PYTHON ?= python3
 TEST_ARGS ?= -n 6 --dist worksteal
 
-# Whatever environment is active in the calling shell, only .venv counts here. Bytecode is kept: without it, each of the
-# processes of a test run compiles every test again, five seconds each.
+# Whatever environment is active in the calling shell, only .venv counts here. Bytecode is kept: see .venv/.compiled.
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -17,7 +16,7 @@ help:
 demo: .venv/.installed ## watch a whole run against a local emulator; needs no account
 	@.venv/bin/batchrun demo
 
-test: .venv/.installed ## run the tests
+test: .venv/.compiled ## run the tests
 	@.venv/bin/python -m pytest $(TEST_ARGS)
 
 check: .venv/.installed ## formatting, lint, types, then the tests
@@ -48,6 +47,12 @@ audit: .audit/bin/pip-audit ## look up known vulnerabilities of the pinned depen
 clean: ## remove .venv, the demo's files, caches and build products
 	@rm -rf .venv .audit demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	@find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# All that the tests import is compiled once, by one process: each of a test run would do so again, five seconds each.
+# What is wrong with a test, the run itself says.
+.venv/.compiled: .venv/.installed
+	@.venv/bin/python -m pytest --collect-only -qq >/dev/null 2>&1 || true
+	@touch $@
 
 # The stamp is written last, so a set-up that was interrupted starts over.
 .venv/.installed: pyproject.toml constraints.txt
