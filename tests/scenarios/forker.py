@@ -43,14 +43,14 @@ class Forker:
         told, teller = socket.socketpair()
         with teller:
             request = {"words": words, "cwd": str(cwd), "env": dict(env), "ignore": [*map(int, ignore)]}
-            socket.send_fds(self._requests, [json.dumps(request).encode()], [*output, teller.fileno()])
+            socket.send_fds(self._requests, [json.dumps(request).encode(), b"\n"], [*output, teller.fileno()])
         return Forked(told)
 
 
 @contextmanager
 def open_forker(env: Mapping[str, str]) -> Iterator[Forker]:
     """The environment is for what modules look up when they are loaded."""
-    ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+    ours, theirs = socket.socketpair()
     with ours, theirs:
         command = [sys.executable, "-m", __name__, str(theirs.fileno())]
         process = subprocess.Popen(
@@ -116,6 +116,7 @@ def serve(requests: socket.socket) -> bool:
             request, fds, _, _ = socket.recv_fds(requests, MOST_BYTES, 3)
             if not request:
                 return False
+            assert request.endswith(b"\n"), "half a request"
             out, err, teller = fds
             pid = os.fork()
             if not pid:
