@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
 from ipaddress import ip_address
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 from weakref import WeakSet
@@ -26,6 +25,7 @@ from batchrun.record import Ambiguous, Unreachable
 
 if TYPE_CHECKING:
     import aiohttp
+    from aiohttp.abc import AbstractStreamWriter
     from aiohttp.client_proto import ResponseHandler
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
@@ -117,11 +117,16 @@ class Http:
     async def __aenter__(self) -> Self:
         import aiohttp
 
-        async def mark(session: object, context: SimpleNamespace, params: object) -> None:
-            context.trace_request_ctx.append(params)
+        class Body(aiohttp.BytesPayload):
+            """A body that knows whether it was handed to a connection; the headers go out with it, not before."""
 
-        self._watch = aiohttp.TraceConfig()
-        self._watch.on_request_headers_sent.append(mark)  # just before the first byte goes to the socket
+            has_left = False
+
+            async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+                self.has_left = True
+                await super().write_with_length(writer, content_length)
+
+        self._body = Body
         limits = self._timeouts
         self._submit = self._session(self._workers, SUBMIT_IDLE_S, limits.post_s, limits.post_silence_s)
         self._poll = self._session(2 * self._workers, POLL_IDLE_S, limits.get_s, None)
@@ -163,22 +168,20 @@ class Http:
             ),
             trust_env=False,
             auto_decompress=False,
-            trace_configs=[self._watch],
         )
 
     async def _exchange(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> Exchange:
         import aiohttp
         from yarl import URL
 
-        session, sent = self._poll if body is None else self._submit, list[object]()
+        session, data = (self._poll, None) if body is None else (self._submit, self._body(body))
         try:
             response = await session.request(
                 method,
                 URL(url, encoded=True),
-                data=body,
+                data=data,
                 headers=headers,
                 allow_redirects=False,
-                trace_request_ctx=sent,
             )
             try:
                 reply = await self._read(response)
@@ -190,7 +193,8 @@ class Http:
         except (aiohttp.ClientError, OSError) as error:
             if isinstance(error, aiohttp.ClientSSLError):
                 _refuse_bad_tls(error)
-            return (Ambiguous if sent else Unreachable)(_reason(error, session.timeout))
+            has_left = data is None or data.has_left  # of a GET nobody asks
+            return (Ambiguous if has_left else Unreachable)(_reason(error, session.timeout))
 
     def drop_connections(self) -> None:
         """Use none of those that are open now for another request: their replies may lag behind their requests, and

@@ -539,7 +539,7 @@ def test_nothing_left_when_no_connection_came_about(service: aioresponses) -> No
 def test_a_submit_is_named_and_marked_private(service: aioresponses) -> None:
     submit(service, body=operation())
     (call,) = service.requests["POST", URL(SUBMIT)]
-    assert call.kwargs["data"] == b"{}"
+    assert call.kwargs["data"].decode() == "{}"
     assert call.kwargs["allow_redirects"] is False
     assert call.kwargs["headers"]["Content-Type"] == "application/json"
     uuid.UUID(call.kwargs["headers"]["x-client-request-id"])
