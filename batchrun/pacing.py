@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 SLOWER = 0.7
 FASTER_PER_S = 0.02
 KNOWN = 0.995
+NEARLY = 0.9
 CREEP = 0.000012
 FLOOR_PER_S = 0.2
 CATCH_UP_S = 0.05
@@ -130,9 +131,10 @@ class Pacer:
         if now - self._changed_at >= 1.0 or self._changed_at == 0.0:
             rate = self.rate(now)
             self._rate = max(min(FLOOR_PER_S, self.ceiling), rate * SLOWER)
-            accepted = min(rate, sum(at > now - 1.0 for at in self._accepted))
-            if KNOWN * accepted > self._rate:
-                self._rate = self._known = KNOWN * accepted
+            accepted = sum(at > now - 1.0 for at in self._accepted)
+            known = KNOWN * (accepted if accepted < NEARLY * rate else rate)
+            if known > self._rate:
+                self._rate = self._known = known
             self._changed_at = now
 
     def accepted(self, now: float) -> None:

@@ -292,6 +292,14 @@ def test_a_refusal_among_acceptances_slows_to_just_under_what_was_accepted() -> 
     assert pacer.rate(START + 300) == 250.0
 
 
+def test_a_caller_that_was_slow_itself_does_not_take_that_for_the_quota() -> None:
+    pacer = Pacer(200.0)
+    for number in range(185):
+        pacer.accepted(START + number / 185)
+    pacer.refused(START + 1.0)
+    assert pacer.rate(START + 1.0) == pytest.approx(199.0)
+
+
 # --- the open operations ---
 
 DAY_S = 86_400.0
