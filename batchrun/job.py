@@ -69,7 +69,8 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
         if recovered.has_work:
             problem = work_through(work(config, recovered, environ, screen))
         with on_signals(lambda number: None):  # a few files are left to bring in step
-            summary = summarize(ledger, recovered.source.records)
+            asked, answered = ledger.tokens()
+            summary = replace(summarize(ledger, recovered.source.records), input_tokens=asked, output_tokens=answered)
             if problem is None and summary.unsent and config.limit is None and not config.collect_only:
                 problem = DiskProblem(
                     f"the ledger `{config.paths.ledger}` says that all is done, and {summary.unsent:,} were never sent",

@@ -190,7 +190,7 @@ def close_the_books(ledger: Ledger, results: Results | None, jobdir: JobDir, con
             ledger.record_done(line.row.seq, line.row.operation_id or "", line.written, line.usage, now)
         if kept:
             ledger.save_out_committed(kept[-1].written.end, kept[-1].row.seq)
-        lost = ledger.move_all(State.INTENT, after_crash(config.on_ambiguous), now)
+        lost = ledger.end_intents(after_crash(config.on_ambiguous), now)
         ledger.forget_submissions(now - SUBMISSIONS_KEPT_S, now + SUBMISSIONS_KEPT_S)
         epoch = ledger.next_epoch()
         run_id = ledger.begin_run(batchrun.__version__, now)

@@ -19,8 +19,8 @@ class Summary:
     """Where a job stands. ``total`` is None where the input was never read whole.
 
     ``maybe_paid`` counts records that were possibly paid twice, ``named`` are the first of them as (line, id).
-    ``failed_kinds`` are those of the FAILED records alone: (kind, records, first line). ``lost_meta``: answers were
-    written without their ``meta``, because the input was not there.
+    ``failed_kinds`` are those of the FAILED records alone: (kind, records, first line). Tokens are added up at the end
+    of a run. ``lost_meta``: answers were written without their ``meta``, because the input was not there.
     """
 
     counts: dict[State, int]
@@ -28,9 +28,9 @@ class Summary:
     maybe_paid: int
     named: list[tuple[int, Any]]
     failed_kinds: list[tuple[str, int, int]]
-    input_tokens: int
-    output_tokens: int
     oldest_open_at: float | None
+    input_tokens: int = 0
+    output_tokens: int = 0
     seconds: float = 0.0
     exit_code: int | None = None
     problem: BatchrunError | None = None
@@ -61,15 +61,13 @@ class Summary:
 
 
 def summarize(ledger: Ledger, total: int | None = None) -> Summary:
-    """Read the whole state of a job in a few queries. ``total`` overrides the number of records (``--limit``)."""
+    """Where a job stands, in a few queries that read no settled row. ``total`` overrides the number of records."""
     counts = dict.fromkeys(State, 0)
-    maybe_paid = input_tokens = output_tokens = 0
+    maybe_paid = 0
     oldest = None
     for row in ledger.tally():
         counts[State(row["state"])] = row["records"]
         maybe_paid += row["maybe_paid"]
-        input_tokens += row["input_tokens"]
-        output_tokens += row["output_tokens"]
         if row["state"] == State.OPEN:
             oldest = min(max(0.0, row["oldest"] or 0.0), LAST_INSTANT)
     return Summary(
@@ -78,8 +76,6 @@ def summarize(ledger: Ledger, total: int | None = None) -> Summary:
         maybe_paid=maybe_paid,
         named=[(line, id_) for line, id_, _ in ledger.maybe_paid(NAMED)],
         failed_kinds=[row for row in ledger.failure_kinds() if row[0] not in (State.HELD, State.EXPIRED)],
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
         oldest_open_at=oldest,
     )
 

@@ -39,7 +39,7 @@ def preview(config: JobConfig, *, is_job: bool) -> Iterator[str]:
                 refuse_foreign_failures(config.paths)
         settle_settings(ledger, config)
         with ledger.transaction():
-            ledger.move_all(State.INTENT, after_crash(config.on_ambiguous), now)
+            ledger.end_intents(after_crash(config.on_ambiguous), now)
             ledger.save(input_inode=None)  # so that it is read once more
         source = settle_input(ledger, fd, config, lambda: None, for_good=False)
         yield from _of_input(config, source)

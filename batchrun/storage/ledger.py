@@ -418,15 +418,18 @@ class Ledger:
 
     def move(self, seq: int, origin: State, move: Move, now: float) -> None:
         """Any move that is neither an acceptance nor a written result."""
-        if self.move_all(origin, move, now, first=seq, last=seq) != 1:
-            raise StateConflict(f"{origin} -> {move.to}: record {seq} is not where it should be")
-
-    def move_all(self, origin: State, move: Move, now: float, *, first: int = 0, last: int = LAST_ROW) -> int:
-        """Move every record in one state, of all or of these; returns how many there were."""
         if move.to not in MOVES[origin]:
             raise StateConflict(f"{origin} -> {move.to} is not a legal move")
         values = asdict(move) | {"adds_attempt": move.adds_attempt, "error": _dump(move.failure)}
-        return self.execute("move", **values, first=first, last=last, origin=origin, now=now).rowcount
+        if self.execute("move", **values, seq=seq, origin=origin, now=now).rowcount != 1:
+            raise StateConflict(f"{origin} -> {move.to}: record {seq} is not where it should be")
+
+    def end_intents(self, move: Move, now: float) -> int:
+        """The same move for every INTENT; returns how many there were."""
+        in_flight = self.fetch("seqs_in_flight")
+        for (seq,) in in_flight:
+            self.move(seq, State.INTENT, move, now)
+        return len(in_flight)
 
     def reopen(self, *seqs: int) -> Counter[str]:
         """Have settled records sent again. Counts them: ``again``, ``maybe_paid``, and by the state they were in."""
@@ -535,8 +538,13 @@ class Ledger:
         self.execute("forget_submissions", before=int(before), after=int(after))
 
     def tally(self) -> list[sqlite3.Row]:
-        """A row per state: records, maybe_paid, tokens, the oldest submission."""
+        """A row per state: records, maybe_paid, the oldest submission."""
         return self.fetch("tally")
+
+    def tokens(self) -> tuple[int, int]:
+        """Those of all requests and of all answers. Reads every row."""
+        asked, answered = self.fetch("tokens")[0]
+        return asked, answered
 
     def failure_kinds(self) -> list[tuple[str, int, int]]:
         """(kind, records, first line), most frequent first."""

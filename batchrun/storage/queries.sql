@@ -79,7 +79,7 @@ ON CONFLICT DO NOTHING
 RETURNING seq;
 
 -- name: move
--- Any move that is not an acceptance and not a written result: of one record, or of all in a state.
+-- Any move that is not an acceptance and not a written result.
 UPDATE record
    SET state             = :to,
        attempt           = attempt + :adds_attempt,
@@ -94,7 +94,7 @@ UPDATE record
        out_offset        = NULL,
        out_length        = NULL,
        out_crc32         = NULL
- WHERE seq BETWEEN :first AND :last
+ WHERE seq   = :seq
    AND state = :origin;
 
 -- name: refuse_line
@@ -178,7 +178,8 @@ SELECT * FROM record INDEXED BY record_line
 
 -- name: rows_unwell_in_time
 SELECT * FROM record
- WHERE state IN ('failed', 'held', 'expired')
+ WHERE state <> 'done'
+   AND state IN ('failed', 'held', 'expired')
  ORDER BY finished_at, line;
 
 -- name: lines_known
@@ -190,18 +191,26 @@ SELECT max(line) FROM record;
 
 -- name: open_operations
 SELECT seq, operation_id, submitted_at FROM record
- WHERE state = 'open'
+ WHERE state <> 'done'
+   AND state = 'open'
  ORDER BY submitted_at;
+
+-- name: seqs_in_flight
+SELECT seq FROM record
+ WHERE state <> 'done'
+   AND state = 'intent';
 
 -- name: seqs_to_send
 SELECT seq FROM record
- WHERE state = 'new'
+ WHERE state <> 'done'
+   AND state = 'new'
    AND offset < :end
  ORDER BY line;
 
 -- name: rows_unwell
 SELECT * FROM record
- WHERE state IN ('failed', 'held', 'expired')
+ WHERE state <> 'done'
+   AND state IN ('failed', 'held', 'expired')
    AND line > :after
  ORDER BY line
  LIMIT :limit;
@@ -214,21 +223,39 @@ SELECT * FROM record
 SELECT EXISTS (SELECT 1 FROM operation);
 
 -- name: tally
-SELECT state,
-       count(*)                          AS records,
-       coalesce(sum(maybe_paid > 0), 0)  AS maybe_paid,
-       coalesce(sum(input_tokens), 0)    AS input_tokens,
-       coalesce(sum(output_tokens), 0)   AS output_tokens,
-       min(submitted_at)                 AS oldest
-  FROM record
- GROUP BY state;
+-- Of those that are DONE only the doubtful are looked at: how many they are is what the others leave of all.
+WITH notable AS MATERIALIZED (
+    SELECT state,
+           count(*)            AS records,
+           sum(maybe_paid > 0) AS maybe_paid,
+           min(submitted_at)   AS oldest
+      FROM record
+     WHERE state <> 'done'
+        OR maybe_paid > 0
+     GROUP BY state
+)
+SELECT state, records, maybe_paid, oldest
+  FROM notable
+ WHERE state <> 'done'
+ UNION ALL
+SELECT 'done',
+       (SELECT count(*) FROM record) - coalesce(sum(records) FILTER (WHERE state <> 'done'), 0),
+       coalesce(sum(maybe_paid) FILTER (WHERE state = 'done'), 0),
+       NULL
+  FROM notable;
+
+-- name: tokens
+SELECT coalesce(sum(input_tokens), 0)  AS input_tokens,
+       coalesce(sum(output_tokens), 0) AS output_tokens
+  FROM record;
 
 -- name: failure_kinds
 SELECT json_extract(error, '$.kind') AS kind,
        count(*)                      AS records,
        min(line)                     AS first_line
   FROM record
- WHERE state IN ('failed', 'held', 'expired')
+ WHERE state <> 'done'
+   AND state IN ('failed', 'held', 'expired')
  GROUP BY 1
  ORDER BY 2 DESC, 1;
 

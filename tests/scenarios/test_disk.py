@@ -276,7 +276,7 @@ def broken_in_the_middle(bench: Bench) -> None:
     """A page that nobody reads at a start, and a run that did not end well: then the whole ledger is looked at."""
     with bench.ledger(write=True) as connection:
         connection.execute("UPDATE run SET ended_at = NULL, exit_code = NULL")
-        [page] = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'record_unwell'").fetchone()
+        [page] = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'record_notable'").fetchone()
         [size] = connection.execute("PRAGMA page_size").fetchone()
     overwrite(bench.state / "ledger.db", (page - 1) * size, size)
 

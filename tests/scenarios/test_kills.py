@@ -22,7 +22,7 @@ Moment = Callable[[], bool]
 
 
 def test_kills_at_random_moments_lose_nothing_and_hide_no_payment(bench: Bench, seed: int) -> None:
-    """Fails if recovery leaves out ``move_all(INTENT, …)`` or does not count it in ``maybe_paid``, if the POST goes out
+    """Fails if recovery leaves out ``end_intents`` or does not count it in ``maybe_paid``, if the POST goes out
     before INTENT is committed, or, with seeds that hold, if ``after_crash`` does not look at the policy."""
     chance = random.Random(seed)
     faults = {name: chance.choice((0, 0.02, 0.05)) for name in (*DOUBTFUL, *PASSING)}

@@ -20,6 +20,7 @@ from batchrun.storage.inventory import Inventory
 from batchrun.storage.jobdir import JobDir, JobPaths
 from batchrun.storage.ledger import PAGE_ROWS, QUERIES, Ledger, StateConflict, Written
 from batchrun.storage.results import Results
+from batchrun.summary import summarize
 
 from .jobfiles import (
     NOW,
@@ -102,8 +103,6 @@ def test_an_illegal_move_is_refused_even_where_the_record_stands(ledger: Ledger,
     before = contents(ledger)
     with pytest.raises(StateConflict), ledger.transaction():
         ledger.move(seq, origin, Move(to, failure=REFUSED), NOW)
-    with pytest.raises(StateConflict), ledger.transaction():
-        ledger.move_all(origin, Move(to, failure=REFUSED), NOW)
     assert contents(ledger) == before
 
 
@@ -271,6 +270,7 @@ QUESTIONS: dict[str, Step] = {
     "a row": lambda ledger, seq: ledger.row(seq),
     "the row of an operation": lambda ledger, seq: ledger.row_of_operation(operation_of(seq)),
     "how many in each state": lambda ledger, seq: ledger.tally(),
+    "how many tokens": lambda ledger, seq: ledger.tokens(),
     "what is written": lambda ledger, seq: list(ledger.rows_done()),
     "which lines are known": lambda ledger, seq: ledger.lines_known(1, 9999),
     "what is open": lambda ledger, seq: ledger.open_operations(),
@@ -377,7 +377,7 @@ def test_every_doubt_is_counted_by_the_step_that_makes_it(ledger: Ledger) -> Non
         ledger.record_intent(a_record(1, seq=seq), "again", NOW)
         ledger.move(seq, INTENT, Move(NEW), NOW)  # certainly refused
         ledger.record_intent(a_record(1, seq=seq), "again", NOW)
-        assert ledger.move_all(INTENT, after_crash("resubmit"), NOW) == 1
+        assert ledger.end_intents(after_crash("resubmit"), NOW) == 1
     assert ledger.row(seq).history == History(attempt=3, lost_replies=1, maybe_paid=2)
     assert ledger.maybe_paid(10) == [(1, None, 2)]
 
@@ -385,7 +385,7 @@ def test_every_doubt_is_counted_by_the_step_that_makes_it(ledger: Ledger) -> Non
 def test_after_a_crash_only_what_was_on_its_way_is_in_doubt(ledger: Ledger) -> None:
     seqs = {state: record_in(ledger, state, line) for line, state in enumerate(State, 1)}
     with ledger.transaction():
-        assert ledger.move_all(INTENT, after_crash("resubmit"), NOW) == 1
+        assert ledger.end_intents(after_crash("resubmit"), NOW) == 1
     rows = {state: ledger.row(seq) for state, seq in seqs.items()}
     assert {state: row.state for state, row in rows.items()} == {state: state for state in State} | {INTENT: NEW}
     assert [state for state, row in rows.items() if row.history.maybe_paid] == [INTENT]
@@ -394,7 +394,7 @@ def test_after_a_crash_only_what_was_on_its_way_is_in_doubt(ledger: Ledger) -> N
 def test_after_a_crash_under_hold_a_person_is_told_why(ledger: Ledger) -> None:
     seq = record_in(ledger, INTENT)
     with ledger.transaction():
-        ledger.move_all(INTENT, after_crash("hold"), NOW)
+        ledger.end_intents(after_crash("hold"), NOW)
     row = ledger.row(seq)
     assert (row.state, row.history.maybe_paid, row.finished_at) == (HELD, 0, NOW)
     assert row.failure is not None
@@ -408,7 +408,7 @@ def test_a_failure_comes_back_as_it_was(ledger: Ledger) -> None:
         ledger.move(seq, OPEN, Move(FAILED, failure=failure), NOW)
     row = ledger.row(seq)
     assert (row.failure, row.operation_id, row.finished_at) == (failure, operation_of(seq), NOW)
-    assert [tuple(line)[3:5] for line in ledger.tally()] == [(11, 22)]  # what failed was paid for, too
+    assert ledger.tokens() == (11, 22)  # what failed was paid for, too
 
 
 def test_an_answer_is_found_by_its_operation_with_its_place(ledger: Ledger) -> None:
@@ -601,6 +601,42 @@ def test_a_query_of_a_running_job_reads_an_index_and_not_every_row(ledger: Ledge
     values = dict.fromkeys(re.findall(r":(\w+)", QUERIES[query]), 1)
     plan = [row[3] for row in ledger.connection.execute(f"EXPLAIN QUERY PLAN {QUERIES[query]}", values)]
     assert [step for step in plan if step.startswith("SCAN") and "INDEX" not in step] == []
+
+
+STARTS = ["tally", "maybe_paid", "failure_kinds", "open_operations", "seqs_in_flight", "seqs_to_send"]
+
+
+@pytest.mark.parametrize("query", STARTS)
+def test_a_query_of_a_start_finds_what_is_not_simply_done_by_its_index(ledger: Ledger, query: str) -> None:
+    values = dict.fromkeys(re.findall(r":(\w+)", QUERIES[query]), 1)
+    plan = [row[3] for row in ledger.connection.execute(f"EXPLAIN QUERY PLAN {QUERIES[query]}", values)]
+    of_rows = [step for step in plan if re.match("(SCAN|SEARCH) record ", step)]
+    counts = ["SCAN record USING COVERING INDEX record_line"] * (query == "tally")
+    assert of_rows == ["SCAN record USING INDEX record_notable", *counts]
+
+
+def test_a_start_takes_as_many_steps_however_many_records_are_done(ledger: Ledger) -> None:
+    """Fails if a query of the start walks over DONE rows. SQLite counts them in one step."""
+
+    def steps() -> int:
+        taken: list[None] = []
+        ledger.connection.set_progress_handler(lambda: taken.append(None), 1)
+        ledger.end_intents(after_crash("resubmit"), NOW)
+        summary, operations = summarize(ledger), ledger.open_operations()
+        ledger.connection.set_progress_handler(None, 0)
+        assert (summary.counts, len(operations)) == (found, 1)
+        assert list(ledger.seqs_to_send(1 << 40)) == [1]
+        return len(taken)
+
+    for line, state in enumerate((NEW, OPEN, FAILED, HELD, EXPIRED), 1):
+        record_in(ledger, state, line)
+    found = dict.fromkeys(State, 1) | {INTENT: 0, DONE: 0}
+    steps()  # the statements are compiled now
+    before = steps()
+    for line in range(11, 111):
+        record_in(ledger, DONE, line)
+    found[DONE] = 100
+    assert steps() == before
 
 
 def test_a_record_of_the_ledger_is_a_copy_of_its_line_in_the_input(ledger: Ledger) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from batchrun.record import Move, State
-from batchrun.storage.ledger import Ledger
+from batchrun.record import Move, State, Usage
+from batchrun.storage.ledger import Ledger, Written
 from batchrun.summary import details, duration, headline, names_of, summarize
 
-from .jobfiles import NOW, make_ledger, record_in
+from .jobfiles import NOW, a_record, make_ledger, record_in
 
 NEW, INTENT, OPEN, DONE = State.NEW, State.INTENT, State.OPEN, State.DONE
 FAILED, HELD, EXPIRED = State.FAILED, State.HELD, State.EXPIRED
@@ -124,6 +125,20 @@ def test_every_doubt_is_named_by_line_and_id(ledger: Ledger) -> None:
     assert f"possibly paid twice: {names_of(summary)}" in details(summary)
 
 
+def test_a_doubt_stays_one_when_its_answer_is_written(ledger: Ledger) -> None:
+    fill(ledger, DONE, FAILED, OPEN)
+    doubt(ledger, 7, "r7")
+    [seq] = ledger.seqs_to_send(1 << 40)
+    with ledger.transaction():
+        ledger.record_intent(a_record(7, seq=seq), "request", NOW)
+        ledger.record_operation(seq, "again", NOW)
+        ledger.record_done(seq, "again", Written(100, 3, 0), Usage(), NOW)
+    summary = summarize(ledger, 9)
+    assert (summary.maybe_paid, summary.named) == (1, [(7, None)])
+    assert summary.counts == dict.fromkeys(State, 0) | {DONE: 2, FAILED: 1, OPEN: 1}
+    assert summary.oldest_open_at == NOW + 3
+
+
 def test_many_doubts_are_named_up_to_twenty_and_counted(ledger: Ledger) -> None:
     for line in range(1, 24):
         doubt(ledger, line, None)
@@ -134,8 +149,8 @@ def test_many_doubts_are_named_up_to_twenty_and_counted(ledger: Ledger) -> None:
 
 def test_details_say_tokens_kinds_and_until_when_answers_are_kept(ledger: Ledger) -> None:
     fill(ledger, DONE, FAILED, FAILED, OPEN)
-    lines = details(summarize(ledger, 4))
-    assert lines[0] == "tokens   3 in, 4 out"
+    lines = details(replace(summarize(ledger, 4), input_tokens=3000, output_tokens=4))
+    assert lines[0] == "tokens   3,000 in, 4 out"
     assert lines[1] == "failed   invalid_argument 2 (first: line 2)"
     assert re.fullmatch(r"the open ones go on without us; their answers are kept until \d\d \w{3} \d\d:\d\d", lines[2])
     assert len(lines) == 3
