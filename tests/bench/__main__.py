@@ -20,7 +20,7 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -161,12 +161,12 @@ def size(folder: Path) -> list[str]:
     checked = spend("-m", "batchrun", "check", folder / "1000000.jsonl")
     long = write_records(folder / "long.jsonl", 500_000, filler=350)
     checked_long = spend("-m", "batchrun", "check", long)
-    few, many = (peak_of_open(folder, count) for count in (5_000, 205_000))  # the check of the input takes 60 MB
+    few, many = resident_with_open(folder, 5_000, 205_000)
     lines, megabytes = 1e6 / checked.cpu_s, long.stat().st_size / 1e6 / checked_long.cpu_s
     return [
         f"| peak memory, 100,000 records | {peaks[100_000]:.0f} MB | 64 MB |",
         f"| peak memory, 1,000,000 records | {peaks[1_000_000]:.0f} MB | 64 MB, and 5 MB more at most |",
-        f"| memory per open operation (205,000 beside 5,000) | {(many - few) * 1e6 / 200_000:.0f} B | 400 B |",
+        f"| memory per open operation (205,000 beside 5,000) | {(many - few) * 2**20 / 200_000:.0f} B | 400 B |",
         f"| start to first request, a fresh job of 1,000 records | {fresh:.2f} s | |",
         f"| start to first request, 1,000,000 rows in the ledger, unchanged input | {resumed:.2f} s | 0.5 s more |",
         f"| checking lines of 240 B, per second of CPU | {lines:,.0f} lines | 100,000 |",
@@ -182,24 +182,23 @@ def to_first_post(log: Path, path: Path, out: Path) -> float:
     return datetime.fromisoformat(stamps[-1]).timestamp() - began
 
 
-def peak_of_open(folder: Path, count: int) -> float:
-    """Peak MB of a job with so many operations that never end, stopped once all are open."""
-    path, out = write_records(folder / f"open-{count}.jsonl", count), folder / f"open-{count}.out.jsonl"
-    command = [sys.executable, *WITHIN, "--stuck", path, "-o", out, *PACE, "--read-rps", "1"]
+def resident_with_open(folder: Path, *counts: int) -> list[float]:
+    """MB of one process when so many of its operations, which never end, are open; stopped at the last."""
+    path, out = write_records(folder / "open.jsonl", counts[-1]), folder / "open.out.jsonl"
+    # 10 polls a second: with fewer the tracker would not let in so many, for they could not all be asked in time
+    command = [sys.executable, *WITHIN, "--stuck", path, "-o", out, *PACE, "--read-rps", "10"]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
-    ledger = f"file:{out}.batchrun/ledger.db?mode=ro"
-    while True:
-        time.sleep(0.5)
-        try:
-            with closing(sqlite3.connect(ledger, uri=True)) as reader:
-                if reader.execute("SELECT count(*) FROM record WHERE state = 'open'").fetchone()[0] == count:
-                    break
-        except sqlite3.OperationalError:
-            continue
+    ledger, found = f"file:{out}.batchrun/ledger.db?mode=ro", list[float]()
+    while len(found) < len(counts):
+        time.sleep(0.2)
+        assert process.poll() is None, "it ended early"
+        with suppress(sqlite3.OperationalError), closing(sqlite3.connect(ledger, uri=True)) as reader:
+            if (reader.execute("SELECT max(seq) FROM record").fetchone()[0] or 0) >= counts[len(found)]:
+                resident = subprocess.run(["ps", "-o", "rss=", "-p", str(process.pid)], capture_output=True, check=True)
+                found.append(int(resident.stdout) / 1024)
     process.terminate()
-    _, _, usage = os.wait4(process.pid, 0)
-    process.returncode = 0
-    return usage.ru_maxrss / 1024
+    process.wait()
+    return found
 
 
 # --- how much of a quota is used ---
