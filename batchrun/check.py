@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ BLOCK_BYTES = 256 * 1024
 MAX_MESSAGES = 20
 MAX_BAD = 10
 MAX_BAD_SHARE = 0.01
-BATCH_ENTRIES = 1000
+BATCH_RECORDS = 1000
 TOO_LONG = "longer than 4 MiB"
 WRONG_FILE = "the first record is bad, so this is hardly the right file (--format names a shape); nothing was sent"
 
@@ -75,9 +75,9 @@ def reading_of(settings: Settings, fd: int, end: int) -> Reading:
 class Checked:
     """What was found in the first ``end`` bytes.
 
-    ``messages`` names the first bad lines, ``first_bad`` is the (line, offset) of the first. ``remedy``: what to do
-    about the first record, if that is bad. ``repeats``: records that ask what an earlier one asks. ``first_nul``:
-    the line of the first with a NUL in what it asks.
+    ``messages`` names the first bad lines; ``first`` and ``first_bad`` are the (line, offset) of the first record and
+    of the first bad one. ``remedy``: what to do about the first record, if that is bad. ``repeats``: records that ask
+    what an earlier one asks. ``first_nul``: the line of the first with a NUL in what it asks.
     """
 
     end: int
@@ -87,6 +87,7 @@ class Checked:
     without_id: int = 0
     repeats: int = 0
     first_nul: int | None = None
+    first: tuple[int, int] | None = None
     first_bad: tuple[int, int] | None = None
     remedy: str | None = None
     messages: list[str] = field(default_factory=list)
@@ -121,11 +122,14 @@ def is_record(line: Line) -> bool:
     return line.too_long or line.raw.strip(b" \t\r") != b""
 
 
-def check_input(path: Path, fd: int, end: int, inventory: Inventory, reading: Reading, *, strict: bool) -> Checked:
-    """Check every line of the first ``end`` bytes; put every good record into the inventory.
+def check_input(
+    path: Path, fd: int, end: int, inventory: Inventory, reading: Reading, *, strict: bool, for_census: bool
+) -> Checked:
+    """Check every line of the first ``end`` bytes.
 
     Args:
         strict: One bad line is one too many.
+        for_census: Put every good record into the inventory, to be held against the ledger.
     Raises:
         InputProblem: this is no JSONL, too many lines are bad, or an id stands on two lines.
     """
@@ -135,11 +139,23 @@ def check_input(path: Path, fd: int, end: int, inventory: Inventory, reading: Re
         )
     hasher = hashlib.blake2b(digest_size=16)
     found = Checked(end)
-    entries = _entries(path, read_lines(fd, end, hasher), reading, found)
-    while batch := list(islice(entries, BATCH_ENTRIES)):
-        inventory.add(batch)
+    good = _good_records(path, read_lines(fd, end, hasher), reading, found)
+    while batch := list(islice(good, BATCH_RECORDS)):
+        inventory.note(asked=[asked for _, _, asked in batch], ids=[hash(id) for _, id, _ in batch if id is not None])
+        if for_census:
+            inventory.add(_entry(line, id) for line, id, _ in batch)
     found.digest = hasher.digest()
     _judge(path, found, strict=strict, of_failures=reading.shape is Shape.FAILURES)
+    if inventory.repeated_ids():
+        if not for_census:  # it is read once more to name them
+            good = _good_records(path, read_lines(fd, end), reading, Checked(end))
+            inventory.add(_entry(line, id) for line, id, _ in good)
+        _refuse_repeated_id(path, inventory)
+    found.repeats = inventory.repeated_prompts()
+    return found
+
+
+def _refuse_repeated_id(path: Path, inventory: Inventory) -> None:
     if repeated := inventory.repeated():
         name = repeated.identity[:60] + ("…" if len(repeated.identity) > 60 else "")
         in_all = f" ({repeated.repeats} repeats in all)" if repeated.repeats > 1 else ""
@@ -147,8 +163,6 @@ def check_input(path: Path, fd: int, end: int, inventory: Inventory, reading: Re
             f"{path}:{repeated.again_line}: id '{name}' was on line {repeated.first_line} already{in_all}",
             remedy="make the ids unique, or leave them out: then the line number is the id",
         )
-    found.repeats = inventory.repeated_prompts()
-    return found
 
 
 def offset_after(fd: int, end: int, records: int) -> int:
@@ -165,18 +179,24 @@ def prefix_digest(fd: int, size: int) -> bytes:
     return hasher.digest()
 
 
-def _entries(path: Path, lines: Iterable[Line], reading: Reading, found: Checked) -> Iterator[Entry]:
-    """One for every good record. ``found`` counts them, and what is bad."""
+_Good = tuple[Line, str | None, int]
+"""The line of a good record, its identity, and the hash of what it asks."""
+
+
+def _good_records(path: Path, lines: Iterator[Line], reading: Reading, found: Checked) -> Iterator[_Good]:
+    """Every record that is not bad. ``found`` counts them, and what is bad."""
     for line in lines:
         found.lines += 1
         if not is_record(line):
             continue
         found.records += 1
         number, offset, raw, too_long = line
+        if found.first is None:
+            found.first = number, offset
         try:
             if too_long:
                 raise BadLine(TOO_LONG)
-            parsed = parse(raw, reading)
+            id, prompt, _, _ = parse(raw, reading)
         except BadLine as bad:
             found.bad += 1
             if found.records == 1:
@@ -185,16 +205,19 @@ def _entries(path: Path, lines: Iterable[Line], reading: Reading, found: Checked
             if len(found.messages) < MAX_MESSAGES:
                 found.messages.append(f"{path}:{number}: {bad}")
             continue
-        found.without_id += parsed.id is None
-        prompt = parsed.prompt
         if prompt.text is not None:
-            asked, has_nul = hash(prompt), "\0" in prompt.text + (prompt.system or "")
+            asked, has_nul = hash(prompt), "\0" in prompt.text or "\0" in (prompt.system or "")
         else:
-            request = orjson.dumps(prompt, option=orjson.OPT_SORT_KEYS)
+            request = orjson.dumps(prompt._asdict(), option=orjson.OPT_SORT_KEYS)
             asked, has_nul = hash(request), rb"\u0000" in request.replace(rb"\\", b"")
         if has_nul and found.first_nul is None:
             found.first_nul = number
-        yield number, offset, len(raw), identity(parsed.id), digest(raw), asked
+        found.without_id += id is None
+        yield line, identity(id), asked
+
+
+def _entry(line: Line, id: str | None) -> Entry:
+    return line.number, line.offset, len(line.raw), id, digest(line.raw)
 
 
 def _judge(path: Path, found: Checked, *, strict: bool, of_failures: bool) -> None:

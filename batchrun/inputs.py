@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from batchrun.lines import BadLine, shown, strict_json
 from batchrun.record import Failure, JsonObject, Prompt, RecordId, State, after_request
@@ -30,8 +30,7 @@ class Shape(StrEnum):
     FAILURES = "failures"  # a line of a failures file of ours: its `input` is taken
 
 
-@dataclass(frozen=True, slots=True)
-class Parsed:
+class Parsed(NamedTuple):
     """What a good line says. ``meta`` holds every field that is neither the id nor part of the prompt."""
 
     id: RecordId
@@ -55,6 +54,11 @@ class Reading:
     model_given: bool = False
     for_instruct: bool = False
 
+    @property
+    def is_of_prompts(self) -> bool:
+        """Whether an object with a ``prompt`` is a record of the shape *prompt*."""
+        return self.shape in (None, Shape.PROMPT) and self.prompt_column is None and self.render is None
+
     def fixed_by(self, raw: bytes) -> Reading:
         """The same, once the first record of the file is known."""
         with suppress(BadLine):
@@ -71,7 +75,21 @@ def parse(raw: bytes, reading: Reading = AS_EACH_IS) -> Parsed:
     Raises:
         BadLine: It is not strict JSON, is of another shape, or asks for what the service would refuse.
     """
-    return _parsed(strict_json(raw), reading)
+    value = strict_json(raw)
+    if (
+        reading.is_of_prompts and type(value) is dict and _are_plain(tuple(value))
+    ):  # the most usual line: the same, quicker
+        prompt = Prompt(_checked_text(value.pop("prompt"), "prompt"))
+        return Parsed(_take_id(value), prompt, value)
+    return _parsed(value, reading)
+
+
+@lru_cache(maxsize=16)
+def _are_plain(names: tuple[str, ...]) -> bool:
+    """Whether a record of these fields is a prompt without options, and with no field that was meant as one."""
+    return "prompt" in names and not any(
+        name in _ELSEWHERE or _nearest_option(name, _ALL_FIELDS) for name in names if name != "prompt"
+    )
 
 
 def _parsed(value: Any, reading: Reading) -> Parsed:
@@ -79,7 +97,7 @@ def _parsed(value: Any, reading: Reading) -> Parsed:
         if value["input"] is None:
             raise BadLine("this failure does not hold its record: mend the line in the input it came from")
         parsed = _parsed(value["input"], replace(reading, shape=None))  # the record that failed, as it was read then
-        return replace(parsed, maybe_paid=parsed.maybe_paid + _perhaps_paid(value))
+        return parsed._replace(maybe_paid=parsed.maybe_paid + _perhaps_paid(value))
     if reading.prompt_column is not None or reading.render is not None:
         prompt, meta = _from_fields(value, reading)
     elif found is not None and reading.shape not in (None, found):
@@ -91,7 +109,7 @@ def _parsed(value: Any, reading: Reading) -> Parsed:
             reason, remedy = _OTHER_API[reading.for_instruct]
             raise BadLine(reason, remedy=f"{remedy}; nothing was sent")
         if prompt.body is not None and reading.model_given:  # the model of another service, most likely
-            prompt = replace(prompt, model=None)
+            prompt = prompt._replace(model=None)
     return Parsed(_take_id(meta), prompt, meta)
 
 
@@ -395,18 +413,17 @@ def names_of(fields: JsonObject) -> str:
 
 
 def _take_id(meta: JsonObject) -> RecordId:
-    value = None
     for name in ID_FIELDS:
-        if value is None:
-            value, taken = meta.pop(name, None), name
+        if (value := meta.pop(name, None)) is not None:
+            break
     if value is None or type(value) is int:
         return value
     if not isinstance(value, str):
-        raise BadLine(f"{taken} must be a text or an integer")
+        raise BadLine(f"{name} must be a text or an integer")
     if not 1 <= len(value.encode()) <= MAX_ID_BYTES:
-        raise BadLine(f"{taken} must have 1 to {MAX_ID_BYTES} bytes")
-    if _CONTROL.search(value):
-        raise BadLine(f"{taken} holds a control character")
+        raise BadLine(f"{name} must have 1 to {MAX_ID_BYTES} bytes")
+    if not value.isprintable() and _CONTROL.search(value):
+        raise BadLine(f"{name} holds a control character")
     return value
 
 

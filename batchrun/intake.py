@@ -117,7 +117,7 @@ def _check(
     reading = reading_of(config.settings, fd, size)
     inventory = Inventory(ledger)
     try:
-        checked = check_input(config.input, fd, end, inventory, reading, strict=config.strict)
+        checked = check_input(config.input, fd, end, inventory, reading, strict=config.strict, for_census=has_rows)
         with ledger.transaction():
             if has_rows:
                 inventory.forget_what_cost_nothing()
@@ -128,7 +128,8 @@ def _check(
                 if again[State.DONE]:
                     take_out()
             after_all = checked.lines + 1, end
-            start = min(inventory.first_unknown() or after_all, checked.first_bad or after_all)
+            first_unknown = inventory.first_unknown() if has_rows else checked.first
+            start = min(first_unknown or after_all, checked.first_bad or after_all)
             ledger.save_low_water(*start)
             ledger.save(input_path=from_output(config), input_source=spool.source)
             spool.keep()

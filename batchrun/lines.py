@@ -69,8 +69,18 @@ class LineSplitter:
 
     def feed(self, block: bytes) -> list[Line]:
         """The lines that end in this block."""
-        *ends, rest = block.split(b"\n")
-        lines = [self._line(end) for end in ends]
+        first, *others = block.split(b"\n")
+        if not others:
+            self._hold(first)
+            return []
+        lines, rest = [self._line(first)], others.pop()
+        number, offset = self.position
+        for raw in others:
+            size = len(raw)
+            too_long = size > MAX_LINE_BYTES
+            lines.append(Line(number, offset, b"" if too_long else raw.removesuffix(b"\r"), too_long))
+            number, offset = number + 1, offset + size + 1
+        self.position = number, offset
         self._hold(rest)
         return lines
 
@@ -145,13 +155,19 @@ def strict_json(raw: bytes) -> Any:
     The fast parser finds nothing else wrong than the slow one, but does not see keys given twice, and rounds integers
     over 64 bits. Where it may have done so, or refuses, the slow one says what is wrong.
     """
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return _slowly(raw)
+    quotes = raw.count(b'"')
+    if b"\\" in raw:
+        quotes -= raw.replace(rb"\\", b"").count(rb"\"")
+    return value if 2 * _texts(value, MAX_NESTING) == quotes else _slowly(raw)
+
+
+def _slowly(raw: bytes) -> Any:
     if raw.count(b"{") + raw.count(b"[") > MAX_NESTING:
         _check_nesting(raw)
-    with suppress(orjson.JSONDecodeError):
-        value = orjson.loads(raw)
-        unescaped = raw.replace(rb"\\", b"")
-        if 2 * _texts(value) == unescaped.count(b'"') - unescaped.count(rb"\""):
-            return value
     try:
         text = raw.decode()
     except UnicodeDecodeError as exc:
@@ -168,18 +184,23 @@ def strict_json(raw: bytes) -> Any:
     return value
 
 
-def _texts(value: Any) -> float:
+def _texts(value: Any, levels: int) -> float:
     """How many texts a value holds, keys among them: fewer than the line if a key was given twice.
 
-    Minus infinity if a number may have been an integer over 64 bits, which the fast parser rounds.
+    Minus infinity if a number may have been an integer over 64 bits, which the fast parser rounds, or if the value has
+    more levels than these.
     """
-    if isinstance(value, str):
+    kind = type(value)
+    if kind is str:
         return 1
-    if isinstance(value, dict):
-        return len(value) + sum(map(_texts, value.values()))
-    if isinstance(value, list):
-        return sum(map(_texts, value))
-    return -math.inf if isinstance(value, float) and abs(value) >= 2**63 else 0
+    if kind is dict or kind is list:
+        if not levels:
+            return -math.inf
+        found: float = len(value) if kind is dict else 0
+        for each in value.values() if kind is dict else value:
+            found += 1 if type(each) is str else 0 if type(each) is int else _texts(each, levels - 1)
+        return found
+    return -math.inf if kind is float and abs(value) >= 2**63 else 0
 
 
 _DEEPER = {b"{": 1, b"[": 1, b"}": -1, b"]": -1}

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 JsonObject = dict[str, Any]
 RecordId = str | int | None
@@ -67,8 +67,7 @@ class Settings:
         return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(NamedTuple):
     """What a record asks, in no provider's words. ``None`` means: the record leaves it to the job's settings.
 
     Exactly one of ``text`` (the *prompt* shape) and ``body`` (a full API body, passed through) is given.

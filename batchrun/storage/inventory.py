@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from batchrun.storage.ledger import QUERIES, Ledger
 
-Entry = tuple[int, int, int, str | None, bytes, int]
-"""One record of the input: line, offset, length, identity, digest, hash of the prompt; plain, for the sake of speed.
+PARTS = 256
+CHUNK_HASHES = 256
+
+Entry = tuple[int, int, int, str | None, bytes]
+"""One record of the input: line, offset, length, identity, digest; plain, for the sake of speed.
 
 The identity is the text under which ids are compared, ``None`` for none.
 """
@@ -33,6 +37,37 @@ class Conflict:
     now: int | None
 
 
+class Hashes:
+    """Any number of hashes, apart by their last bits, so that what is equal stands together and little is in memory.
+
+    What does not fit is kept in the ledger's connection, as ``part`` of so many, from ``first`` on.
+    """
+
+    def __init__(self, ledger: Ledger, first: int) -> None:
+        self._ledger = ledger
+        self._first = first
+        self._parts = [array("q") for _ in range(PARTS)]
+
+    def add(self, hashes: Iterable[int]) -> None:
+        parts, mask = self._parts, PARTS - 1
+        for each in hashes:
+            part = parts[each & mask]
+            part.append(each)
+            if len(part) == CHUNK_HASHES:
+                self._ledger.execute("keep_hashes", part=self._first + (each & mask), hashes=part.tobytes())
+                del part[:]
+
+    def repeated(self) -> int:
+        """How many are as one before them."""
+        repeats = 0
+        for number, last in enumerate(self._parts, self._first):
+            part = array("q", last)
+            for (hashes,) in self._ledger.fetch("hashes_kept", part=number):
+                part.frombytes(hashes)
+            repeats += len(part) - len(set(part))
+        return repeats
+
+
 class Inventory:
     """A census of the input, kept in the ledger's connection and dropped by ``close``."""
 
@@ -40,6 +75,13 @@ class Inventory:
         self._ledger = ledger
         self.close()
         self._ledger.execute("create_inventory")
+        self._ledger.execute("create_hashes")
+        self._ids, self._asked = Hashes(ledger, 0), Hashes(ledger, PARTS)
+
+    def note(self, *, ids: Iterable[int], asked: Iterable[int]) -> None:
+        """Hashes of identities, and of what is asked."""
+        self._ids.add(ids)
+        self._asked.add(asked)
 
     def add(self, entries: Iterable[Entry]) -> None:
         with self._ledger.transaction():
@@ -49,9 +91,13 @@ class Inventory:
         found = self._ledger.fetch("repeated_identity")
         return Repeated(*found[0]) if found else None
 
+    def repeated_ids(self) -> int:
+        """How many identities were noted before; if any, the entries tell which: a hash may be that of two."""
+        return self._ids.repeated()
+
     def repeated_prompts(self) -> int:
         """How many records ask what an earlier one asks."""
-        return int(self._ledger.fetch("repeated_prompts")[0][0])
+        return self._asked.repeated()
 
     def every_record_has_an_id(self) -> bool:
         """True where rows may be matched by id, whatever the order of the lines."""
@@ -90,3 +136,4 @@ class Inventory:
     def close(self) -> None:
         self._ledger.execute("drop_matched")
         self._ledger.execute("drop_inventory")
+        self._ledger.execute("drop_hashes")

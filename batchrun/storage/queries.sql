@@ -272,13 +272,29 @@ CREATE TEMP TABLE inventory (
     offset   INTEGER NOT NULL,
     length   INTEGER NOT NULL,
     identity TEXT,
-    digest   BLOB NOT NULL,
-    asked    INTEGER NOT NULL
+    digest   BLOB NOT NULL
 ) STRICT;
 
 -- name: add_to_inventory
-INSERT INTO inventory (line, offset, length, identity, digest, asked)
-VALUES (?, ?, ?, ?, ?, ?);
+INSERT INTO inventory (line, offset, length, identity, digest)
+VALUES (?, ?, ?, ?, ?);
+
+-- name: create_hashes
+-- What is equal has the same part: each is small enough to be looked through in memory.
+CREATE TEMP TABLE hashes (
+    number INTEGER PRIMARY KEY,
+    part   INTEGER NOT NULL,
+    hashes BLOB NOT NULL,
+    UNIQUE (part, number)
+) STRICT;
+
+-- name: keep_hashes
+INSERT INTO hashes (part, hashes)
+VALUES (:part, :hashes);
+
+-- name: hashes_kept
+SELECT hashes FROM hashes
+ WHERE part = :part;
 
 -- name: repeated_identity
 WITH repeated AS (
@@ -295,12 +311,6 @@ SELECT identity,
   FROM repeated
  ORDER BY again_line
  LIMIT 1;
-
--- name: repeated_prompts
-SELECT coalesce(sum(records - 1), 0)
-  FROM (SELECT count(*) AS records
-          FROM inventory
-         GROUP BY asked);
 
 -- name: records_without_id
 SELECT (SELECT count(*) FROM inventory WHERE identity IS NULL) AS in_input,
@@ -376,3 +386,6 @@ DROP TABLE IF EXISTS matched;
 
 -- name: drop_inventory
 DROP TABLE IF EXISTS inventory;
+
+-- name: drop_hashes
+DROP TABLE IF EXISTS hashes;
