@@ -1,5 +1,6 @@
 -- The ledger of one job. STRICT tables and CHECKs forbid what no code may write; batchrun/record.py holds the legal moves.
 -- Prompts and answers are never stored here: only digests, places, ids, counts and redacted errors.
+-- No CHECK says IN: SQLite would make a table of the list for each row that is written or looked through.
 
 CREATE TABLE job (
     only             INTEGER PRIMARY KEY CHECK (only = 1),
@@ -40,7 +41,8 @@ CREATE TABLE record (
     id                TEXT,                       -- JSON, exactly as given
     digest            BLOB    NOT NULL CHECK (length(digest) = 16),
     state             TEXT    NOT NULL
-        CHECK (state IN ('new', 'intent', 'open', 'done', 'failed', 'held', 'expired')),
+        CHECK (state = 'new' OR state = 'intent' OR state = 'open' OR state = 'done' OR
+               state = 'failed' OR state = 'held' OR state = 'expired'),
     attempt           INTEGER NOT NULL DEFAULT 1 CHECK (attempt >= 1),
     lost_replies      INTEGER NOT NULL DEFAULT 0 CHECK (lost_replies >= 0),
     maybe_paid        INTEGER NOT NULL DEFAULT 0 CHECK (maybe_paid >= 0),
@@ -56,9 +58,9 @@ CREATE TABLE record (
     out_crc32         INTEGER,
     error             TEXT,                       -- JSON of record.Failure
     CHECK (state <> 'intent' OR request_id IS NOT NULL),
-    CHECK (state NOT IN ('open', 'done', 'expired') OR operation_id IS NOT NULL),
+    CHECK (operation_id IS NOT NULL OR (state <> 'open' AND state <> 'done' AND state <> 'expired')),
     CHECK (state <> 'done' OR (out_offset IS NOT NULL AND out_length IS NOT NULL AND out_crc32 IS NOT NULL)),
-    CHECK (state NOT IN ('failed', 'held', 'expired') OR error IS NOT NULL)
+    CHECK (error IS NOT NULL OR (state <> 'failed' AND state <> 'held' AND state <> 'expired'))
 ) STRICT;
 
 CREATE INDEX record_line ON record (line);

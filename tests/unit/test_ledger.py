@@ -639,6 +639,14 @@ def test_a_start_takes_as_many_steps_however_many_records_are_done(ledger: Ledge
     assert steps() == before
 
 
+def test_no_row_is_held_against_a_list(ledger: Ledger) -> None:
+    """Fails if a CHECK says IN: then SQLite makes a table of the list each time, the dearest part of a write."""
+    write = f"EXPLAIN {QUERIES['insert_intent']}"
+    steps = [row[1] for row in ledger.connection.execute(write, (None,) * write.count("?"))]
+    assert "MakeRecord" in steps
+    assert "OpenEphemeral" not in steps
+
+
 def test_a_record_of_the_ledger_is_a_copy_of_its_line_in_the_input(ledger: Ledger) -> None:
     record = replace(a_record(3), id="r3")
     with ledger.transaction():
