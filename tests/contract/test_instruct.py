@@ -32,6 +32,7 @@ settings = st.builds(
 prompts = st.builds(
     Prompt,
     text=texts,
+    body=st.none(),
     system=st.none() | st.text(max_size=50),
     model=st.none() | models,
     temperature=st.none() | temperatures,

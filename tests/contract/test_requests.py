@@ -34,6 +34,7 @@ settings = st.builds(
 prompts = st.builds(
     Prompt,
     text=texts,
+    body=st.none(),
     system=st.none() | texts,
     model=st.none() | models,
     temperature=st.none() | temperatures,

@@ -450,7 +450,7 @@ def test_other_settings_give_what_was_refused_a_new_chance_and_a_bad_line_is_rea
     assert [ledger.row(seq).state for seq in (1, 2, 3)] == [NEW, FAILED, HELD]
     assert ledger.job().settings_digest == Settings("yandex", "yandexgpt-lite/latest").digest()
     inventory = Inventory(ledger)
-    inventory.add((*astuple(record.place), None, record.digest, 0) for record in records)
+    inventory.add((*astuple(record.place), None, record.digest) for record in records)
     inventory.forget_what_cost_nothing()
     assert ledger.lines_known(1, 9) == {3}, "no row means NEW"
 
