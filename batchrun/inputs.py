@@ -16,6 +16,7 @@ from batchrun.lines import BadLine, shown, strict_json
 from batchrun.record import Failure, JsonObject, Prompt, RecordId, State, after_request
 
 MAX_ID_BYTES = 256
+USUAL_BYTES = 64 * 1024
 
 
 class Shape(StrEnum):
@@ -76,9 +77,9 @@ def parse(raw: bytes, reading: Reading = AS_EACH_IS) -> Parsed:
         BadLine: It is not strict JSON, is of another shape, or asks for what the service would refuse.
     """
     value = strict_json(raw)
-    if (
-        reading.is_of_prompts and type(value) is dict and _are_plain(tuple(value))
-    ):  # the most usual line: the same, quicker
+    # The most usual line gets the same answer, quicker; a long one may have long names, which no cache shall hold.
+    is_usual = reading.is_of_prompts and type(value) is dict and len(raw) <= USUAL_BYTES
+    if is_usual and _are_plain(tuple(value)):
         prompt = Prompt(_checked_text(value.pop("prompt"), "prompt"))
         return Parsed(_take_id(value), prompt, value)
     return _parsed(value, reading)
