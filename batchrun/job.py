@@ -21,7 +21,7 @@ from batchrun.providers.base import Provider
 from batchrun.providers.instruct import Instruct
 from batchrun.providers.yandex import Credentials, Yandex, credentials_from
 from batchrun.reader import Reader
-from batchrun.record import Record
+from batchrun.record import Record, State
 from batchrun.recovery import Recovered, recover
 from batchrun.run import Backlog, Run
 from batchrun.stop import Stop, on_signals
@@ -69,13 +69,12 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
         if recovered.has_work:
             problem = work_through(work(config, recovered, environ, screen))
         with on_signals(lambda number: None):  # a few files are left to bring in step
-            asked, answered = ledger.tokens()
+            done, asked, answered = ledger.totals()
             summary = replace(summarize(ledger, recovered.source.records), input_tokens=asked, output_tokens=answered)
             if problem is None and summary.unsent and config.limit is None and not config.collect_only:
-                problem = DiskProblem(
-                    f"the ledger `{config.paths.ledger}` says that all is done, and {summary.unsent:,} were never sent",
-                    remedy="it is damaged; --new-run begins anew and pays again",
-                )
+                problem = _damaged(config, f"says that all is done, and {summary.unsent:,} were never sent")
+            elif done != summary.counts[State.DONE]:
+                problem = _damaged(config, "has rows that its index does not know")
             code = summary.job_exit_code(config.max_failures) if problem is None else problem.exit_code
             if code != DISK:  # a disk that has failed is not written to again; the next start looks closely
                 close_job(config, recovered, code, problem)
@@ -83,6 +82,11 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
         lost_meta = recovered.has_work and not stat.S_ISREG(os.fstat(recovered.source.fd).st_mode)
     put_aside, seconds = recovered.put_aside, time.time() - started_at
     return replace(summary, exit_code=code, problem=problem, put_aside=put_aside, lost_meta=lost_meta, seconds=seconds)
+
+
+def _damaged(config: JobConfig, how: str) -> DiskProblem:
+    remedy = "it is damaged; --new-run begins anew and pays again"
+    return DiskProblem(f"the ledger `{config.paths.ledger}` {how}", remedy=remedy)
 
 
 def close_job(config: JobConfig, recovered: Recovered, code: int, problem: BatchrunError | None) -> None:

@@ -61,7 +61,10 @@ class Summary:
 
 
 def summarize(ledger: Ledger, total: int | None = None) -> Summary:
-    """Where a job stands, in a few queries that read no settled row. ``total`` overrides the number of records."""
+    """Where a job stands, in a few queries that read only the rows that are not simply DONE.
+
+    ``total`` overrides the number of records.
+    """
     counts = dict.fromkeys(State, 0)
     maybe_paid = 0
     oldest = None

@@ -538,13 +538,15 @@ class Ledger:
         self.execute("forget_submissions", before=int(before), after=int(after))
 
     def tally(self) -> list[sqlite3.Row]:
-        """A row per state: records, maybe_paid, the oldest submission."""
+        """A row per state that occurs, and always one for DONE: records, maybe_paid, the oldest submission of those
+        that are not DONE.
+        """
         return self.fetch("tally")
 
-    def tokens(self) -> tuple[int, int]:
-        """Those of all requests and of all answers. Reads every row."""
-        asked, answered = self.fetch("tokens")[0]
-        return asked, answered
+    def totals(self) -> tuple[int, int, int]:
+        """Answers written, tokens of all requests, tokens of all answers. Reads every row."""
+        done, asked, answered = self.fetch("totals")[0]
+        return done, asked, answered
 
     def failure_kinds(self) -> list[tuple[str, int, int]]:
         """(kind, records, first line), most frequent first."""

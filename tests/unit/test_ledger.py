@@ -270,7 +270,7 @@ QUESTIONS: dict[str, Step] = {
     "a row": lambda ledger, seq: ledger.row(seq),
     "the row of an operation": lambda ledger, seq: ledger.row_of_operation(operation_of(seq)),
     "how many in each state": lambda ledger, seq: ledger.tally(),
-    "how many tokens": lambda ledger, seq: ledger.tokens(),
+    "how much in all": lambda ledger, seq: ledger.totals(),
     "what is written": lambda ledger, seq: list(ledger.rows_done()),
     "which lines are known": lambda ledger, seq: ledger.lines_known(1, 9999),
     "what is open": lambda ledger, seq: ledger.open_operations(),
@@ -408,7 +408,7 @@ def test_a_failure_comes_back_as_it_was(ledger: Ledger) -> None:
         ledger.move(seq, OPEN, Move(FAILED, failure=failure), NOW)
     row = ledger.row(seq)
     assert (row.failure, row.operation_id, row.finished_at) == (failure, operation_of(seq), NOW)
-    assert ledger.tokens() == (11, 22)  # what failed was paid for, too
+    assert ledger.totals() == (0, 11, 22)  # what failed was paid for, too
 
 
 def test_an_answer_is_found_by_its_operation_with_its_place(ledger: Ledger) -> None:
