@@ -48,7 +48,7 @@ clean: ## remove .venv, the demo's files, caches and build products
 	@rm -rf .venv .audit demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	@find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
-# All that the tests import is compiled once, by one process: each of a test run would do so again, five seconds each.
+# All that the tests import is compiled once: each process of a test run would compile it again, five seconds each.
 # What is wrong with a test, the run itself says.
 .venv/.compiled: .venv/.installed
 	@.venv/bin/python -m pytest --collect-only -qq >/dev/null 2>&1 || true

@@ -75,7 +75,7 @@ class LineSplitter:
             return []
         lines, rest = [self._line(first)], others.pop()
         number, offset = self.position
-        for raw in others:
+        for raw in others:  # whole lines of one block: nothing to join, and no BOM
             size = len(raw)
             too_long = size > MAX_LINE_BYTES
             lines.append(Line(number, offset, b"" if too_long else raw.removesuffix(b"\r"), too_long))

@@ -14,7 +14,7 @@ SLOWER = 0.7
 FASTER_PER_S = 0.02
 KNOWN = 0.995
 NEARLY = 0.9
-CREEP = 0.000012
+CREEP_PER_S2 = 0.000012
 FLOOR_PER_S = 0.2
 CATCH_UP_S = 0.05
 STUCK_S = 60.0
@@ -86,9 +86,10 @@ class HourWindow:
 class Pacer:
     """Evenly spaced permits: at most ``rate`` a second, and ``per_hour`` in any 60 minutes.
 
-    A refusal slows it at once, to just under what the last second brought if most of that was accepted. Time without
-    refusals brings it back; beyond what is known to be refused slowly at first, then faster. A late caller may catch up
-    by a twentieth of a second, but never so that more than ``rate`` permits fall into any one second.
+    A refusal slows it at once, to just under what the last second brought if most of that was accepted, and to just
+    under the rate if nearly all was. Time without refusals brings it back; beyond what is known to be refused slowly at
+    first, then faster. A late caller may catch up by a twentieth of a second, but never so that more than ``rate``
+    permits fall into any one second.
     """
 
     def __init__(self, rate: float, per_hour: HourWindow | None = None) -> None:
@@ -105,7 +106,7 @@ class Pacer:
     def rate(self, now: float) -> float:
         """Permits per second right now."""
         calm_s = max(0.0, now - self._changed_at)
-        creep = CREEP * calm_s * calm_s * self.ceiling
+        creep = CREEP_PER_S2 * calm_s * calm_s * self.ceiling
         return min(self.ceiling, self._rate + FASTER_PER_S * calm_s * self.ceiling, self._known + creep)
 
     def wait_s(self, now: float) -> float:

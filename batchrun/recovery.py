@@ -92,7 +92,7 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
                     taken_out = partial(tail.take_out, ledger, results, jobdir, now)
                     source = settle_input(ledger, input_fd, config, taken_out)
             if results is None:
-                results = held.enter_context(closing(tail.lock_output(config.paths.output)))
+                results = held.enter_context(closing(tail.lock_output(config.paths)))
             elif (rewritten := tail.replaced(ledger, config.paths)) is not None:
                 results = held.enter_context(closing(rewritten))
             if config.retry is not None:
@@ -138,7 +138,7 @@ def unread(ledger: Ledger, fd: int, config: JobConfig) -> Source:
 def start_over(jobdir: JobDir, now: float) -> tuple[JobDir, str]:
     """--new-run: the old job keeps its files under a dated name, and this one begins with none."""
     if jobdir.paths.output.exists():
-        tail.lock_output(jobdir.paths.output).close()
+        tail.lock_output(jobdir.paths).close()
     suffix = jobdir.put_aside(now)
     event("put_aside", suffix=suffix)
     fresh = JobDir.take(jobdir.paths)

@@ -26,7 +26,7 @@ def open_output(ledger: Ledger, paths: JobPaths) -> Results:
     if results is None:
         if job.out_committed:
             raise output_changed(paths, "is gone", ledger)
-        return lock_output(paths.output)
+        return lock_output(paths)
     how = ""
     if results.size() < job.out_committed:
         how = "is shorter than it was"
@@ -40,13 +40,14 @@ def open_output(ledger: Ledger, paths: JobPaths) -> Results:
     return results
 
 
-def lock_output(path: Path) -> Results:
-    """The file, or an empty one if there is none, its name durable."""
+def lock_output(paths: JobPaths, *, new: bool = False) -> Results:
+    """The output, or the ``new`` one that is to take its place; an empty one if there is none, its name durable."""
+    path = paths.new_output if new else paths.output
     with writing(path):
         try:
             return Results.open(path, create=not os.path.lexists(path))
         except (BlockingIOError, FileExistsError) as error:
-            raise AlreadyRunning(JobPaths.of(path), {}) from error  # its state is not ours, which is locked already
+            raise AlreadyRunning(paths, {}) from error
         except OSError as error:
             if path.is_symlink():
                 raise InputProblem(f"{path} is a link", remedy="name the file itself with -o") from error
@@ -107,7 +108,7 @@ def take_out(ledger: Ledger, old: Results | None, jobdir: JobDir, now: float) ->
 
 def find_output(ledger: Ledger, paths: JobPaths) -> Results | None:
     """The output, locked; None if it is gone. A crash may have left the end of ``take_out`` to be done."""
-    old = lock_output(paths.output) if os.path.lexists(paths.output) else None
+    old = lock_output(paths) if os.path.lexists(paths.output) else None
     new = replaced(ledger, paths)
     if new is not None and old is not None:
         old.close()
@@ -118,7 +119,7 @@ def replaced(ledger: Ledger, paths: JobPaths) -> Results | None:
     """The new output in place of the old one, if there is one and the ledger describes it; else it is deleted."""
     if not os.path.lexists(paths.new_output):
         return None
-    new = lock_output(paths.new_output)
+    new = lock_output(paths, new=True)
     with writing(paths.new_output):
         if is_as_written(ledger, new):
             os.replace(new.path, paths.output)

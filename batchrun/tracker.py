@@ -86,7 +86,7 @@ class Tracker:
         return len(self) < MAX_OPEN and self._polls.has_time(time.monotonic())
 
     def add(self, seq: int, operation_id: str, accepted_at: float) -> None:
-        """A new operation; its first poll is due after the shortest gap."""
+        """A new operation; its first poll is due after ``min_gap_s``."""
         self._polls.add((accepted_at + self._policy.gap_s(0.0), seq, operation_id, accepted_at))
 
     def expect_no_more(self) -> None:
@@ -136,7 +136,7 @@ class Tracker:
         age_s = now - accepted_at
         event("polled", logging.DEBUG, operation_id=operation_id, reply=type(reply).__name__)
         self._note(seq, reply, now, age_s)
-        policy = self._policy if self._run.backlog.unsettled > len(self) else self._last_policy
+        policy = self._last_policy if self._run.backlog.unsettled == len(self) else self._policy  # all of it is open
         match decide(reply, age_s=age_s, trouble_s=self._trouble_s(seq, reply, now), policy=policy):
             case PollAgain(after_s):
                 if isinstance(reply, PollFailed):

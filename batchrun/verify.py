@@ -89,7 +89,8 @@ def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
                 odd.extend((number, seq))
             elif seq in missing:
                 missing.remove(seq)
-                moved = moved or number * (at != offset)
+                if not moved and at != offset:
+                    moved = number
             else:
                 line = ledger.row(seq).place.line
                 found.differ(f"{path}:{number}: line {line} of the input is answered twice")

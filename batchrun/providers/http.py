@@ -126,7 +126,7 @@ class Http:
                 self.has_left = True
                 await super().write_with_length(writer, content_length)
 
-        self._body = Body
+        self._body_type = Body
         limits = self._timeouts
         self._submit = self._session(self._workers, SUBMIT_IDLE_S, limits.post_s, limits.post_silence_s)
         self._poll = self._session(2 * self._workers, POLL_IDLE_S, limits.get_s, None)
@@ -174,7 +174,7 @@ class Http:
         import aiohttp
         from yarl import URL
 
-        session, data = (self._poll, None) if body is None else (self._submit, self._body(body))
+        session, data = (self._poll, None) if body is None else (self._submit, self._body_type(body))
         try:
             response = await session.request(
                 method,
@@ -193,7 +193,7 @@ class Http:
         except (aiohttp.ClientError, OSError) as error:
             if isinstance(error, aiohttp.ClientSSLError):
                 _refuse_bad_tls(error)
-            has_left = data is None or data.has_left  # of a GET nobody asks
+            has_left = data is None or data.has_left  # a GET may have: it makes no difference
             return (Ambiguous if has_left else Unreachable)(_reason(error, session.timeout))
 
     def drop_connections(self) -> None:

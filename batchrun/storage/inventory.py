@@ -38,15 +38,16 @@ class Conflict:
 
 
 class Hashes:
-    """Any number of hashes, apart by their last bits, so that what is equal stands together and little is in memory.
+    """Hashes, set apart by their last bits: equal ones share a part, and one part at a time is looked through.
 
-    What does not fit is kept in the ledger's connection, as ``part`` of so many, from ``first`` on.
+    Full chunks, in which none is there twice, go to the ledger's connection; its parts are numbered from ``first``.
     """
 
     def __init__(self, ledger: Ledger, first: int) -> None:
         self._ledger = ledger
         self._first = first
         self._parts = [array("q") for _ in range(PARTS)]
+        self._repeats = 0
 
     def add(self, hashes: Iterable[int]) -> None:
         parts, mask = self._parts, PARTS - 1
@@ -54,12 +55,16 @@ class Hashes:
             part = parts[each & mask]
             part.append(each)
             if len(part) == CHUNK_HASHES:
-                self._ledger.execute("keep_hashes", part=self._first + (each & mask), hashes=part.tobytes())
-                del part[:]
+                different = array("q", set(part))
+                self._repeats += len(part) - len(different)
+                part[:] = different
+                if len(different) > CHUNK_HASHES // 2:
+                    self._ledger.execute("keep_hashes", part=self._first + (each & mask), hashes=part.tobytes())
+                    del part[:]
 
     def repeated(self) -> int:
         """How many are as one before them."""
-        repeats = 0
+        repeats = self._repeats
         for number, last in enumerate(self._parts, self._first):
             part = array("q", last)
             for (hashes,) in self._ledger.fetch("hashes_kept", part=number):

@@ -164,6 +164,6 @@ def no_end_of_what_a_crash_interrupted() -> AbstractContextManager[Any]:
     """A start does not look for a new output."""
 
     def find_output(ledger: Ledger, paths: JobPaths) -> Results | None:
-        return tail.lock_output(paths.output) if os.path.lexists(paths.output) else None
+        return tail.lock_output(paths) if os.path.lexists(paths.output) else None
 
     return patch.object(tail, "find_output", find_output)

@@ -75,6 +75,6 @@ def test_the_pace_in_the_docs_is_the_one_in_the_code(name: str, value: str) -> N
 def test_no_constant_of_the_pace_is_left_without_a_reason() -> None:
     named = {name for name, *_ in table(PACE, "constant")}
     source = (ROOT / "batchrun" / "pacing.py").read_text("utf-8")
-    constants = {f"pacing.{name}" for name in re.findall(r"^([A-Z_]+) = ", source, re.MULTILINE)} - {"pacing.HOUR_S"}
+    constants = {f"pacing.{name}" for name in re.findall(r"^([A-Z_0-9]+) = ", source, re.MULTILINE)} - {"pacing.HOUR_S"}
     policy = {f"record.PollPolicy.{name}" for name in PollPolicy.__slots__} - {"record.PollPolicy.retention_s"}
     assert constants | policy <= named

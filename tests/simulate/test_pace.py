@@ -30,10 +30,10 @@ def test_every_thorough_case_is_on_the_page() -> None:
 @pytest.mark.parametrize(
     ("case", "efficiency", "refused"),
     [
-        ("200/s, known", 0.985, 0.001),
-        ("200/s, rate 25 % too high", 0.97, 0.01),
-        ("10/s and 50 polls/s, known", 0.985, 0.001),
-        ("10/s, rate 25 % too high", 0.97, 0.01),
+        ("200/s, known", 0.995, 0.001),
+        ("200/s, rate 25 % too high", 0.991, 0.01),
+        ("10/s and 50 polls/s, known", 0.995, 0.001),
+        ("10/s, rate 25 % too high", 0.9911, 0.01),
     ],
 )
 def test_a_job_ends_hardly_later_than_the_quota_allows(case: str, efficiency: float, refused: float) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import tracemalloc
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchrun.check import is_record
-from batchrun.inputs import Parsed, Reading, Shape, identity, parse
-from batchrun.lines import MAX_LINE_BYTES, BadLine, Line, LineSplitter, digest, sniff
+from batchrun.inputs import Parsed, Reading, Shape, _parsed, identity, parse
+from batchrun.lines import MAX_LINE_BYTES, BadLine, Line, LineSplitter, digest, sniff, strict_json
 from batchrun.record import JsonObject, Prompt
 
 BOM = b"\xef\xbb\xbf"
@@ -857,3 +858,37 @@ def test_a_good_file_is_never_taken_for_another_format(
         shaped = record if isinstance(record, str) else {**record, "prompt": "a"}
         data += (json.dumps(shaped, ensure_ascii=ascii_only) + end).encode()
     assert sniff(data[:length]) is None
+
+
+def outcome(take: Callable[[], Parsed]) -> Parsed | str:
+    try:
+        return take()
+    except BadLine as bad:
+        return f"{bad}; {bad.remedy}"
+
+
+NAMES = (
+    "prompt",
+    "id",
+    "custom_id",
+    "key",
+    "sku",
+    "system",
+    "model",
+    "temprature",
+    "Prompt",
+    "message",
+    "messages",
+    "top_p",
+    "stop",
+    "",
+)
+VALUES = st.none() | st.booleans() | st.integers(-5, 5) | st.sampled_from(["", "a", "\0", " ", "\u2028"]) | st.just([])
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4), st.sampled_from([None, *Shape]))
+def test_the_short_way_of_a_plain_prompt_leads_where_the_long_one_does(fields: JsonObject, shape: Shape | None) -> None:
+    """Fails if ``parse`` lets through, refuses or reads anything otherwise than ``_parsed``."""
+    raw, reading = json.dumps(fields).encode(), Reading(shape)
+    assert outcome(lambda: parse(raw, reading)) == outcome(lambda: _parsed(strict_json(raw), reading))

@@ -272,3 +272,10 @@ def test_an_inventory_of_a_killed_check_is_not_mistaken_for_this_one(ledger: Led
 def test_a_million_bytes_of_ids_are_compared_as_text(inventory: Inventory) -> None:
     ids: list[RecordId] = [f"{number:0250d}" for number in range(4000)]
     assert ids_on(inventory, [*ids, ids[0]]) == Repeated(f"{0:0250d}", 1, 4001, 1)
+
+
+def test_what_a_hundred_thousand_records_ask_alike_takes_no_room(ledger: Ledger, inventory: Inventory) -> None:
+    """Fails if equal hashes are kept one by one: they share a part, and a part is looked through in memory."""
+    inventory.note(ids=[], asked=[7] * 100_000)
+    assert inventory.repeated_prompts() == 99_999
+    assert ledger.connection.execute("SELECT count(*) FROM hashes").fetchone()[0] == 0
