@@ -123,13 +123,13 @@ def is_record(line: Line) -> bool:
 
 
 def check_input(
-    path: Path, fd: int, end: int, inventory: Inventory, reading: Reading, *, strict: bool, for_census: bool
+    path: Path, fd: int, end: int, inventory: Inventory, reading: Reading, *, strict: bool, into_inventory: bool
 ) -> Checked:
     """Check every line of the first ``end`` bytes.
 
     Args:
         strict: One bad line is one too many.
-        for_census: Put every good record into the inventory, to be held against the ledger.
+        into_inventory: Put every good record into the inventory, to be held against the ledger.
     Raises:
         InputProblem: this is no JSONL, too many lines are bad, or an id stands on two lines.
     """
@@ -142,12 +142,12 @@ def check_input(
     good = _good_records(path, read_lines(fd, end, hasher), reading, found)
     while batch := list(islice(good, BATCH_RECORDS)):
         inventory.note(asked=[asked for _, _, asked in batch], ids=[hash(id) for _, id, _ in batch if id is not None])
-        if for_census:
+        if into_inventory:
             inventory.add(_entry(line, id) for line, id, _ in batch)
     found.digest = hasher.digest()
     _judge(path, found, strict=strict, of_failures=reading.shape is Shape.FAILURES)
     if inventory.repeated_ids():
-        if not for_census:  # it is read once more to name them
+        if not into_inventory:  # it is read once more to name them
             good = _good_records(path, read_lines(fd, end), reading, Checked(end))
             inventory.add(_entry(line, id) for line, id, _ in good)
         _refuse_repeated_id(path, inventory)

@@ -117,7 +117,7 @@ def _check(
     reading = reading_of(config.settings, fd, size)
     inventory = Inventory(ledger)
     try:
-        checked = check_input(config.input, fd, end, inventory, reading, strict=config.strict, for_census=has_rows)
+        checked = check_input(config.input, fd, end, inventory, reading, strict=config.strict, into_inventory=has_rows)
         with ledger.transaction():
             if has_rows:
                 inventory.forget_what_cost_nothing()

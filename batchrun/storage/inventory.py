@@ -59,7 +59,7 @@ class Hashes:
                 self._repeats += len(part) - len(different)
                 part[:] = different
                 if len(different) > CHUNK_HASHES // 2:
-                    self._ledger.execute("keep_hashes", part=self._first + (each & mask), hashes=part.tobytes())
+                    self._ledger.execute("keep_hashes", part=self._first + (each & mask), chunk=part.tobytes())
                     del part[:]
 
     def repeated(self) -> int:
@@ -67,8 +67,8 @@ class Hashes:
         repeats = self._repeats
         for number, last in enumerate(self._parts, self._first):
             part = array("q", last)
-            for (hashes,) in self._ledger.fetch("hashes_kept", part=number):
-                part.frombytes(hashes)
+            for (chunk,) in self._ledger.fetch("hashes_kept", part=number):
+                part.frombytes(chunk)
             repeats += len(part) - len(set(part))
         return repeats
 

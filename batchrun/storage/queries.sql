@@ -286,16 +286,16 @@ VALUES (?, ?, ?, ?, ?);
 CREATE TEMP TABLE hashes (
     number INTEGER PRIMARY KEY,
     part   INTEGER NOT NULL,
-    hashes BLOB NOT NULL,
+    chunk  BLOB NOT NULL,
     UNIQUE (part, number)
 ) STRICT;
 
 -- name: keep_hashes
-INSERT INTO hashes (part, hashes)
-VALUES (:part, :hashes);
+INSERT INTO hashes (part, chunk)
+VALUES (:part, :chunk);
 
 -- name: hashes_kept
-SELECT hashes FROM hashes
+SELECT chunk FROM hashes
  WHERE part = :part;
 
 -- name: repeated_identity

@@ -127,7 +127,7 @@ def test_lines_tile_the_file_and_each_is_a_record_or_a_named_fault(ledger: Ledge
                 good.append(line.number)
         assert at == len(data)
         with suppress(InputProblem):
-            checked = check_input(path, fd, len(data), Inventory(ledger), AS_EACH_IS, strict=False, for_census=True)
+            checked = check_input(path, fd, len(data), Inventory(ledger), AS_EACH_IS, strict=False, into_inventory=True)
             assert checked.records == sum(map(is_record, lines))
             assert [row[0] for row in ledger.connection.execute("SELECT line FROM inventory ORDER BY line")] == good
     finally:

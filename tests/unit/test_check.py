@@ -39,20 +39,20 @@ class Desk:
         self.inventory = Inventory(ledger)
 
     def check(
-        self, data: bytes, *, limit: int | None = None, strict: bool = False, for_census: bool = False
+        self, data: bytes, *, limit: int | None = None, strict: bool = False, into_inventory: bool = False
     ) -> Checked:
         self.path.write_bytes(data)
         self.inventory = Inventory(self.ledger)
         with self.path.open("rb") as file:
             end = len(data) if limit is None else offset_after(file.fileno(), len(data), limit)
-            how = {"strict": strict, "for_census": for_census}
+            how = {"strict": strict, "into_inventory": into_inventory}
             return check_input(self.path, file.fileno(), end, self.inventory, AS_EACH_IS, **how)
 
     def refusal(
-        self, data: bytes, *, limit: int | None = None, strict: bool = False, for_census: bool = False
+        self, data: bytes, *, limit: int | None = None, strict: bool = False, into_inventory: bool = False
     ) -> InputProblem:
         with pytest.raises(InputProblem) as caught:
-            self.check(data, limit=limit, strict=strict, for_census=for_census)
+            self.check(data, limit=limit, strict=strict, into_inventory=into_inventory)
         assert caught.value.exit_code == 3
         return caught.value
 
@@ -84,7 +84,7 @@ COUNTS: dict[str, tuple[bytes, tuple[int, int, int, int]]] = {
 
 @pytest.mark.parametrize(("data", "counts"), COUNTS.values(), ids=COUNTS)
 def test_every_line_is_counted(desk: Desk, data: bytes, counts: tuple[int, int, int, int]) -> None:
-    found = desk.check(data, for_census=True)
+    found = desk.check(data, into_inventory=True)
     assert (found.lines, found.records, found.bad, found.without_id) == counts
     assert found.end == len(data)
     assert found.digest == hashlib.blake2b(data, digest_size=16).digest()
@@ -134,13 +134,13 @@ def test_what_is_asked_twice_is_counted_and_the_first_nul_is_named(
 
 
 def test_good_records_are_put_into_the_inventory_with_their_places(desk: Desk) -> None:
-    desk.check(GOOD + BLANK + BAD + GOOD[:-1] + b"\r\n" + GOOD, for_census=True)
+    desk.check(GOOD + BLANK + BAD + GOOD[:-1] + b"\r\n" + GOOD, into_inventory=True)
     length, third = len(GOOD) - 1, len(GOOD + BLANK + BAD)
     assert desk.entries() == [(1, 0, length), (4, third, length), (5, third + len(GOOD) + 1, length)]
 
 
 def test_more_records_than_one_batch_are_all_put_in(desk: Desk) -> None:
-    assert desk.check(GOOD * 2345, for_census=True).records == len(desk.entries()) == 2345
+    assert desk.check(GOOD * 2345, into_inventory=True).records == len(desk.entries()) == 2345
 
 
 def test_without_a_ledger_to_hold_them_against_nothing_is_put_in(desk: Desk) -> None:
@@ -212,11 +212,11 @@ def test_what_is_no_jsonl_is_refused_before_any_line(desk: Desk) -> None:
 # --- repeated ids ---
 
 
-@pytest.mark.parametrize("for_census", [True, False], ids=["with a ledger", "without"])
+@pytest.mark.parametrize("into_inventory", [True, False], ids=["with a ledger", "without"])
 @pytest.mark.parametrize("second", ["1", '"1"'], ids=["1 twice", "1 and its text"])
-def test_an_id_on_two_lines_is_refused_with_both(desk: Desk, second: str, for_census: bool) -> None:
+def test_an_id_on_two_lines_is_refused_with_both(desk: Desk, second: str, into_inventory: bool) -> None:
     data = f'{{"id": 1, "prompt": "a"}}\n\n{{"id": {second}, "prompt": "b"}}\n'.encode()
-    problem = desk.refusal(data, for_census=for_census)
+    problem = desk.refusal(data, into_inventory=into_inventory)
     assert problem.cause == f"{desk.path}:3: id '1' was on line 1 already"
     assert "unique" in problem.remedy
 
@@ -231,12 +231,12 @@ def test_a_long_id_is_cut_in_the_message(desk: Desk) -> None:
     assert f"id '{'n' * 60}…' was" in problem.cause
 
 
-@pytest.mark.parametrize("for_census", [True, False], ids=["with a ledger", "without"])
-def test_ids_of_one_hash_are_two_ids(desk: Desk, monkeypatch: pytest.MonkeyPatch, for_census: bool) -> None:
+@pytest.mark.parametrize("into_inventory", [True, False], ids=["with a ledger", "without"])
+def test_ids_of_one_hash_are_two_ids(desk: Desk, monkeypatch: pytest.MonkeyPatch, into_inventory: bool) -> None:
     monkeypatch.setattr(check, "hash", lambda value: 7, raising=False)
     data = b"".join(b'{"id": %d, "prompt": "x"}\n' % number for number in range(5))
-    assert desk.check(data, for_census=for_census).records == 5
-    assert "id '3' was" in desk.refusal(data + b'{"id": "3", "prompt": "x"}', for_census=for_census).cause
+    assert desk.check(data, into_inventory=into_inventory).records == 5
+    assert "id '3' was" in desk.refusal(data + b'{"id": "3", "prompt": "x"}', into_inventory=into_inventory).cause
 
 
 # --- the limit ---

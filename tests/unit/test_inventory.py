@@ -78,7 +78,7 @@ def test_hashes_are_counted_exactly_and_few_are_in_memory(ledger: Ledger) -> Non
     inventory.note(ids=same_part, asked=ids)
     inventory.note(ids=same_part[:3], asked=())
     assert (inventory.repeated_ids(), inventory.repeated_prompts()) == (3, 7)
-    [chunks, bytes_kept] = ledger.connection.execute("SELECT count(*), sum(length(hashes)) FROM hashes").fetchone()
+    [chunks, bytes_kept] = ledger.connection.execute("SELECT count(*), sum(length(chunk)) FROM hashes").fetchone()
     assert (chunks, bytes_kept) == (2, 2 * 8 * CHUNK_HASHES)
     plan = ledger.connection.execute(f"EXPLAIN QUERY PLAN {QUERIES['hashes_kept']}", {"part": 0}).fetchall()
     assert [step[3].split(" USING ")[0] for step in plan] == ["SEARCH hashes"]
