@@ -139,17 +139,17 @@ def check_input(
         )
     hasher = hashlib.blake2b(digest_size=16)
     found = Checked(end)
-    good = _good_records(path, read_lines(fd, end, hasher), reading, found)
+    good = _good_records(path, read_lines(fd, end, hasher), reading, found, with_entries=into_inventory)
     while batch := list(islice(good, BATCH_RECORDS)):
-        inventory.note(asked=[asked for _, _, asked in batch], ids=[hash(id) for _, id, _ in batch if id is not None])
+        inventory.note(ids=[hash(id) for id, _, _ in batch if id is not None], asked=[asked for _, asked, _ in batch])
         if into_inventory:
-            inventory.add(_entry(line, id) for line, id, _ in batch)
+            inventory.add(entry for _, _, entry in batch if entry)
     found.digest = hasher.digest()
     _judge(path, found, strict=strict, of_failures=reading.shape is Shape.FAILURES)
     if inventory.repeated_ids():
         if not into_inventory:  # it is read once more to name them
-            good = _good_records(path, read_lines(fd, end), reading, Checked(end))
-            inventory.add(_entry(line, id) for line, id, _ in good)
+            again = _good_records(path, read_lines(fd, end), reading, Checked(end), with_entries=True)
+            inventory.add(entry for _, _, entry in again if entry)
         _refuse_repeated_id(path, inventory)
     found.repeats = inventory.repeated_prompts()
     return found
@@ -179,11 +179,13 @@ def prefix_digest(fd: int, size: int) -> bytes:
     return hasher.digest()
 
 
-_Good = tuple[Line, str | None, int]
-"""The line of a good record, its identity, and the hash of what it asks."""
+_Good = tuple[str | None, int, Entry | None]
+"""The identity of a good record, the hash of what it asks, and its entry if that is wanted. No text: it may be long."""
 
 
-def _good_records(path: Path, lines: Iterator[Line], reading: Reading, found: Checked) -> Iterator[_Good]:
+def _good_records(
+    path: Path, lines: Iterator[Line], reading: Reading, found: Checked, *, with_entries: bool
+) -> Iterator[_Good]:
     """Every record that is not bad. ``found`` counts them, and what is bad."""
     for line in lines:
         found.lines += 1
@@ -213,11 +215,8 @@ def _good_records(path: Path, lines: Iterator[Line], reading: Reading, found: Ch
         if has_nul and found.first_nul is None:
             found.first_nul = number
         found.without_id += id is None
-        yield line, identity(id), asked
-
-
-def _entry(line: Line, id: str | None) -> Entry:
-    return line.number, line.offset, len(line.raw), id, digest(line.raw)
+        name = identity(id)
+        yield name, asked, (number, offset, len(raw), name, digest(raw)) if with_entries else None
 
 
 def _judge(path: Path, found: Checked, *, strict: bool, of_failures: bool) -> None:

@@ -93,6 +93,7 @@ class Inventory:
             self._ledger.connection.executemany(QUERIES["add_to_inventory"], entries)
 
     def repeated(self) -> Repeated | None:
+        self._ledger.execute("index_inventory")
         found = self._ledger.fetch("repeated_identity")
         return Repeated(*found[0]) if found else None
 

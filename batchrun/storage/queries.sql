@@ -319,7 +319,7 @@ SELECT (SELECT count(*) FROM inventory WHERE identity IS NULL) AS in_input,
        (SELECT count(*) FROM record WHERE id IS NULL AND NOT coalesce(json_extract(error, '$.kind') = 'bad_input', 0)) AS in_ledger;
 
 -- name: index_inventory
-CREATE INDEX inventory_identity ON inventory (identity);
+CREATE INDEX IF NOT EXISTS inventory_identity ON inventory (identity);
 
 -- name: match_by_id
 CREATE TEMP TABLE matched AS
@@ -360,7 +360,10 @@ DELETE FROM record
    AND (state = 'new'
         OR json_extract(error, '$.kind') = 'bad_input'
         OR (digest NOT IN (SELECT digest FROM inventory WHERE identity IS NOT NULL)
-            AND (line, digest) NOT IN (SELECT line, digest FROM inventory)))
+            AND NOT EXISTS (SELECT 1
+                              FROM inventory
+                             WHERE inventory.line = record.line
+                               AND inventory.digest = record.digest)))
    AND seq NOT IN (SELECT seq FROM operation);
 
 -- name: adopt_places

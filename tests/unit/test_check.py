@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -282,3 +283,14 @@ def test_a_file_that_shrank_meanwhile_ends_the_reading(desk: Desk) -> None:
     with desk.path.open("rb") as file:
         assert len(list(read_lines(file.fileno(), 10 * len(GOOD)))) == 1
         assert prefix_digest(file.fileno(), 10**6) == hashlib.blake2b(GOOD, digest_size=16).digest()
+
+
+def test_long_lines_are_not_held_together(desk: Desk) -> None:
+    """Fails if a batch holds the lines of its records: a thousand of 4 MiB."""
+    data = b"".join(b'{"prompt": "%d %s"}\n' % (number, b"x" * 1_000_000) for number in range(60))
+    tracemalloc.start()
+    found = desk.check(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.records == 60
+    assert peak < 30_000_000

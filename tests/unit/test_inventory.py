@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -279,3 +279,30 @@ def test_what_a_hundred_thousand_records_ask_alike_takes_no_room(ledger: Ledger,
     inventory.note(ids=[], asked=[7] * 100_000)
     assert inventory.repeated_prompts() == 99_999
     assert ledger.connection.execute("SELECT count(*) FROM hashes").fetchone()[0] == 0
+
+
+def steps(ledger: Ledger, act: Callable[[], object]) -> int:
+    """Of SQLite's machine, in hundreds."""
+    taken = list[None]()
+    ledger.connection.set_progress_handler(lambda: taken.append(None), 100)
+    act()
+    ledger.connection.set_progress_handler(None, 0)
+    return len(taken)
+
+
+@pytest.mark.parametrize("number", [200, 400])
+def test_naming_repeated_ids_takes_no_walk_for_each(ledger: Ledger, inventory: Inventory, number: int) -> None:
+    """Fails if the entries have no index by then."""
+    inventory.add([entry(line, id=line % number) for line in range(1, 2 * number + 1)])
+    assert steps(ledger, inventory.repeated) < 2 * number
+
+
+@pytest.mark.parametrize("number", [200, 400])
+def test_changed_lines_of_refused_records_take_no_walk_each(ledger: Ledger, inventory: Inventory, number: int) -> None:
+    """Fails if line and digest are looked for in a list of all."""
+    for line in range(1, number + 1):
+        record_in(ledger, FAILED, line)
+    inventory.add([entry(line, changed=True) for line in range(1, number + 1)])
+    ledger.connection.execute("DELETE FROM operation")
+    assert steps(ledger, inventory.forget_what_cost_nothing) < 2 * number
+    assert ledger.last_line() == 0
