@@ -33,7 +33,7 @@ def retry(output: Path, only: str | None, state_dir: Path | None) -> int:
       batchrun retry answers.jsonl --only expired
 
     The job goes on with the input and the options of its last run. A record that may have been paid for already says so
-    in its maybe_paid.
+    in its maybe_paid. Where there is nothing to send again, nothing is sent at all.
     """
     if only == "bad_input":
         raise UsageProblem("a bad line cannot be sent", remedy="mend the line in the input; the same command sends it")
