@@ -42,6 +42,15 @@ def test_a_place_where_other_files_are_is_refused(bench: Bench, words: tuple[str
     assert bench.is_untouched()
 
 
+def test_the_emulator_and_an_address_are_not_asked_for_at_once(bench: Bench) -> None:
+    """Fails if one of them is passed over: whoever named the address would take invented answers for real ones."""
+    bench.records("a")
+    ran = bench.spawn(*bench.command(), "--provider", "emulator").wait()
+    said = "error: --provider emulator and --endpoint name two servers\n  leave out one of them\n"
+    assert (ran.exit_code, ran.stderr) == (2, said)
+    assert not bench.state.exists()
+
+
 def test_the_failures_of_one_output_are_no_business_of_another(finished: Bench) -> None:
     """Fails if two outputs share a failures file: each run would put its own in its place, or delete it."""
     finished.expect("b", status=400)
