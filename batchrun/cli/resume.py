@@ -6,8 +6,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -95,6 +95,9 @@ def resume(
                 others = tuple(other.ledger for other, _ in jobs if other != job)
                 this_run = {"deadline": deadline, "collect_only": collect_only, "beside": others}
                 config = config_of_job(ledger, job, **this_run)
+                if not collect_only and not config.input.exists():
+                    remedy = "put it back, or --collect-only fetches what was sent already"
+                    raise UsageProblem(f"{config.input}: no such file", remedy=remedy)
                 if is_named or was_cut or not summary.is_finished(config.limit):
                     refuse_doubtful(job, is_named, job_ids)
                     waiting.append((summary.oldest_open_at or math.inf, config))
@@ -104,17 +107,33 @@ def resume(
         say_unwell(summary, job)
         return DECISION
 
-    codes |= {exit_code_of(partial(look, job, is_named)) for job, is_named in jobs}
+    def code_of(job: JobPaths, command: Callable[[], int]) -> int:
+        """The code with which it ends. What is wrong with one job of several is told with its name."""
+        with by_name(job) if len(paths) > 1 or paths[0].is_dir() else nullcontext():
+            return command()
+
+    codes |= {exit_code_of(partial(code_of, job, partial(look, job, is_named))) for job, is_named in jobs}
     if waiting:
         start_log(log_file, verbose=verbose)
     for _, config in sorted(waiting, key=lambda each: each[0]):
         code = RUN_AGAIN
         if deadline is None or time.monotonic() < deadline:
-            code = exit_code_of(partial(run_job, config, quiet=quiet))
+            code = exit_code_of(partial(code_of, config.paths, partial(run_job, config, quiet=quiet)))
         codes.add(code)
         if code in (CREDENTIALS, *SIGNALLED) or (code == RUN_AGAIN and not is_locked(config.paths)):
             break  # what ended this one would end the others as well
     return min(codes, key=SERIOUS.index)
+
+
+@contextmanager
+def by_name(job: JobPaths) -> Iterator[None]:
+    """Put the job's output first in what is wrong with it, unless it is named there."""
+    try:
+        yield
+    except BatchrunError as problem:
+        if str(job.output) not in problem.cause:
+            problem.cause = f"{job.output}: {problem.cause}"
+        raise
 
 
 def refuse_doubtful(job: JobPaths, is_named: bool, job_ids: dict[Path, str]) -> None:

@@ -17,7 +17,7 @@ import click
 
 from batchrun.cli.emulator import settings_of
 from batchrun.cli.options import OF_RUN, PATH, SETTINGS
-from batchrun.cli.report import print_lines, report_problem, say
+from batchrun.cli.report import print_lines, say
 from batchrun.config import MODELS, JobConfig, read_rps_for
 from batchrun.errors import DiskProblem, UsageProblem
 from batchrun.log import LOGGER, LineFormatter
@@ -70,7 +70,11 @@ def run(**options: Any) -> int:
 
 
 def run_job(config: JobConfig, *, quiet: bool = False, always_say: bool = False) -> int:
-    """Run it, show it where somebody watches, say how it ended, and return the exit code."""
+    """Run it, show it where somebody watches, say how it ended, and return the exit code.
+
+    Raises:
+        BatchrunError: why it ended early.
+    """
     from batchrun import job
 
     on_terminal = sys.stderr.isatty() and not quiet
@@ -92,7 +96,7 @@ def run_job(config: JobConfig, *, quiet: bool = False, always_say: bool = False)
     elif summary.problem is None and (summary.exit_code or summary.lost_meta):
         say_unwell(summary, config.paths)
     if summary.problem is not None:
-        return report_problem(summary.problem)
+        raise summary.problem
     return summary.exit_code or 0
 
 
