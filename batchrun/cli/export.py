@@ -16,7 +16,9 @@ from batchrun.cli.report import say
 from batchrun.cli.status import file_read, open_job, reading, settings_of
 from batchrun.errors import UsageProblem
 from batchrun.export import FORMATS, Export, write_file
+from batchrun.record import State
 from batchrun.storage.jobdir import JobPaths
+from batchrun.summary import summarize
 from batchrun.verify import open_plain
 
 
@@ -45,7 +47,7 @@ def export(output: Path, shape: str, order: str, with_errors: bool, target: Path
         needed = [output, source] if with_errors or shape == "yandex-dataset" else [output]
         with reading():
             fds = [opened.enter_context(open_plain(path)).fileno() for path in needed]
-        settings = settings_of(ledger)
+        settings, summary = settings_of(ledger), summarize(ledger)
         read = Source(source, fds[-1], 0, None, None, reading=reading_of(settings, fds[-1], os.fstat(fds[-1]).st_size))
         answers = Export(ledger, paths, fds[0], read, settings, shape, with_errors)
         if str(target) == "-":
@@ -55,6 +57,8 @@ def export(output: Path, shape: str, order: str, with_errors: bool, target: Path
         else:
             refuse_taken(target, {source, paths.state, *paths.beside_it})
             write_file(target, answers.lines(order))
+    if waiting := (summary.unsent or 0) + summary.counts[State.INTENT] + summary.counts[State.OPEN]:
+        say(f"batchrun: not finished; records without an answer yet, not in it: {waiting:,}")
     if answers.left_out:
         say(f"batchrun: tool calls have no place in {shape}; answers left out: {answers.left_out:,}")
 

@@ -408,7 +408,7 @@ def test_a_file_is_made_in_one_rename_after_it_is_durable(
     monkeypatch.setattr(os, "fsync", lambda fd: steps.append("name synced"))
     monkeypatch.setattr(os, "rename", rename)
     before = shelf.names()
-    assert shelf.call("-o", str(tmp_path / "new.jsonl")).output == ""
+    assert shelf.call("-o", str(tmp_path / "new.jsonl")).stdout == ""
     assert steps == ["synced", "renamed", "name synced"]
     assert (tmp_path / "new.jsonl").read_bytes() == shelf.take()
     assert shelf.names() == sorted([*before, "new.jsonl"])
