@@ -180,7 +180,7 @@ def _zstd(path: Path) -> Any:
     for name in ("compression.zstd", "backports.zstd"):
         with suppress(ImportError):
             return import_module(name)
-    raise UsageProblem(f"{path}: nothing here unpacks zstd", remedy="pip install 'batchrun[zstd]', or unpack it first")
+    raise UsageProblem(f"{path}: nothing here unpacks zstd", remedy="pip install backports.zstd, or unpack it first")
 
 
 def _read(path: Path, read: Callable[[int], bytes], size: int) -> bytes:

@@ -24,7 +24,7 @@ from tests.docs.pages import README, ROOT, blocks, table
 from tests.docs.test_exit_codes import documented_codes
 from tests.scenarios.emulator import Emulator
 
-SETS_UP = ("make ", "pip install ", "export ")
+SETS_UP = ("make ", "python3 -m venv ", "pip install ", "export ")
 TIME = re.compile(r" {3}[0-9]+ s$")
 
 
