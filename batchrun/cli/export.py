@@ -45,7 +45,7 @@ def export(output: Path, shape: str, order: str, with_errors: bool, target: Path
         ledger = opened.enter_context(closing(open_job(paths, at_rest_to="export")))
         source = file_read(ledger, paths)
         needed = [output, source] if with_errors or shape == "yandex-dataset" else [output]
-        with reading():
+        with reading(output):
             fds = [opened.enter_context(open_plain(path)).fileno() for path in needed]
         settings, summary = settings_of(ledger), summarize(ledger)
         read = Source(source, fds[-1], 0, None, None, reading=reading_of(settings, fds[-1], os.fstat(fds[-1]).st_size))
@@ -68,5 +68,7 @@ def refuse_taken(target: Path, of_job: set[Path]) -> None:
     if not target.parent.is_dir():
         raise UsageProblem(f"there is no folder {target.parent}", remedy="make it, or name another with -o")
     place, taken = target.resolve(), {Path(os.path.realpath(path)) for path in of_job}
-    if os.path.lexists(target) or taken & {place, *place.parents}:
-        raise UsageProblem(f"{target} is there already, or belongs to the job", remedy="name another file with -o")
+    is_of_job = taken & {place, *place.parents}
+    if is_of_job or os.path.lexists(target):
+        how = "belongs to the job" if is_of_job else "is there already"
+        raise UsageProblem(f"{target} {how}", remedy="name another file with -o")

@@ -59,12 +59,13 @@ def open_job(paths: JobPaths, at_rest_to: str = "") -> Ledger:
 
 
 @contextmanager
-def reading() -> Iterator[None]:
+def reading(output: Path) -> Iterator[None]:
     """Raise UsageProblem for a file of the job that is not as it should be."""
     try:
         yield
     except OSError as error:
-        remedy = "put it back; a run with --rebuild-output fetches an output again"
+        again = "; a run with --rebuild-output fetches it again" if str(error.filename) == str(output) else ""
+        remedy = f"put it back{again}"
         raise UsageProblem(f"{error.filename} cannot be read ({error.strerror})", remedy=remedy) from error
 
 

@@ -26,7 +26,7 @@ def verify(output: Path, state_dir: Path | None) -> int:
       batchrun verify answers.jsonl
     """
     paths = JobPaths.of(output, state_dir)
-    with closing(open_job(paths, at_rest_to="verify")) as ledger, reading():
+    with closing(open_job(paths, at_rest_to="verify")) as ledger, reading(output):
         found = proof.verify(ledger, file_read(ledger, paths), output)
         state = headline(summarize(ledger))
     print_lines(_report(found, state))

@@ -45,6 +45,19 @@ def test_verify_names_a_changed_input_line(finished: Bench) -> None:
     assert "in.jsonl:2: changed since it was sent" in verified.stdout
 
 
+def test_without_a_file_the_remedy_is_that_file_s(finished: Bench) -> None:
+    """Fails if a missing input sends people to ``--rebuild-output``, which cannot bring it back."""
+    for gone, remedy in (
+        (finished.input, "it back"),
+        (finished.output, "a run with --rebuild-output fetches it again"),
+    ):
+        aside = gone.rename(finished.folder / "aside")
+        for words in (("verify", "out.jsonl"), ("export", "out.jsonl", "--with-errors", "-o", "-")):
+            ran = finished.spawn(*words).wait()
+            assert (ran.exit_code, ran.stderr.endswith(f"{remedy}\n")) == (2, True), ran
+        aside.rename(gone)
+
+
 def test_a_pipe_that_nobody_reads_does_not_make_a_difference_look_like_none(finished: Bench) -> None:
     """Fails if a broken pipe decides the exit code: 0 would mean that all agree."""
     finished.output.write_bytes(finished.output.read_bytes().replace(b"stop", b"pots", 1))
