@@ -47,8 +47,12 @@ def open_job(paths: JobPaths, at_rest_to: str = "") -> Ledger:
         UsageProblem: there is no such job, or it does not rest.
     """
     if not paths.ledger.exists():
+        if paths.output.is_dir():
+            raise UsageProblem(f"{paths.output} is a folder", remedy="name one output in it")
+        is_nowhere = not paths.output.exists() and not paths.state.exists()
+        cause = ": no such file or folder" if is_nowhere else f" has no job ({paths.state} is not there)"
         remedy = "name the file given with -o, and --state-dir if the run had one"
-        raise UsageProblem(f"{paths.output} has no job ({paths.state} is not there)", remedy=remedy)
+        raise UsageProblem(f"{paths.output}{cause}", remedy=remedy)
     if at_rest_to and is_locked(paths):
         raise UsageProblem(f"{paths.output} is being written by a run", remedy=f"{at_rest_to} when it has ended")
     ledger = Ledger.read_only(paths.ledger)

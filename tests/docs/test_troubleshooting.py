@@ -182,7 +182,8 @@ def _(bench: Bench) -> Ran:
 
 @provokes("A job that cannot be resumed")
 def _(bench: Bench) -> Ran:
-    return bench.spawn("resume", "out.jsonl").wait()
+    bench.records("a")
+    return bench.spawn("resume", "in.jsonl").wait()
 
 
 SECTION = r"^## ([^\n]+)\n\nExit (\d+)\.[^\n]*\n\n```text\n(.*?)\n```"

@@ -170,8 +170,14 @@ def test_a_retry_beside_a_live_run_leaves_without_a_word(bench: Bench) -> None:
 def test_a_job_that_is_not_there_cannot_be_tried_again(bench: Bench) -> None:
     """Fails if ``retry`` makes a job of its own."""
     ran = bench.retry()
-    assert (ran.exit_code, "has no job" in ran.stderr) == (2, True)
+    assert (ran.exit_code, ran.stderr.splitlines()[0]) == (2, "error: out.jsonl: no such file or folder")
     assert not bench.state.exists()
+    bench.output.mkdir()
+    for words in (("status",), ("verify",), ("retry",), ("export", "-o", "-")):
+        ran = bench.spawn(*words, "out.jsonl").wait()
+        assert (ran.exit_code, ran.stderr) == (2, "error: out.jsonl is a folder\n  name one output in it\n")
+    ran = bench.spawn("resume", "outt/").wait()
+    assert (ran.exit_code, ran.stderr.splitlines()[0]) == (2, "error: outt: no such file or folder")
 
 
 def test_a_retry_does_not_take_up_what_the_limit_of_its_job_leaves_out(bench: Bench) -> None:

@@ -185,7 +185,7 @@ def test_collecting_begins_no_job(command: Command, nothing: Path, tmp_path: Pat
 
 def test_a_folder_without_jobs_has_nothing_to_go_on_with(command: Command, tmp_path: Path) -> None:
     assert command("resume", str(tmp_path)) == Said(0, "", f"batchrun: no job below {tmp_path}\n")
-    assert "no job" in command("resume", "typo/").err
+    assert "no such file or folder" in command("resume", "typo/").err
     assert "one output" in command("resume", str(tmp_path), "--state-dir", "state").err
 
 
@@ -231,9 +231,9 @@ def test_the_version(command: Command, flag: str) -> None:
 
 
 def test_a_problem_is_two_lines_and_a_code(command: Command, prompts: Path) -> None:
-    said = command("status", "answers.jsonl")
+    said = command("status", prompts.name)
     assert said.code == 2
-    assert re.fullmatch(r"error: answers.jsonl has no job .*\n  .+\n", said.err)
+    assert re.fullmatch(rf"error: {prompts.name} has no job .*\n  .+\n", said.err)
     assert said.out == ""
 
 
