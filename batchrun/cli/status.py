@@ -129,7 +129,7 @@ def describe(ledger: Ledger, paths: JobPaths) -> Iterator[str]:
     yield f"  possibly paid twice: {summary.maybe_paid:,}{doubt}"
     if last is not None and last.cause and not running:
         yield f"  last said: {last.cause}"
-    yield f"  next: {'wait; it is at work' if running else _next(summary, last, job.options, paths)}"
+    yield f"  next: {'wait; it is at work' if running else _next(summary, last, ledger, paths)}"
 
 
 def _open_until(summary: Summary) -> str:
@@ -141,8 +141,8 @@ def _open_until(summary: Summary) -> str:
     return f"oldest {duration(now - oldest)} · {safe} {datetime.fromtimestamp(until):%d %b %H:%M}"
 
 
-def _next(summary: Summary, last: PastRun | None, options: str, paths: JobPaths) -> str:
-    counts = summary.counts
+def _next(summary: Summary, last: PastRun | None, ledger: Ledger, paths: JobPaths) -> str:
+    counts, options = summary.counts, ledger.job().options
     if last is not None and last.exit_code in MUST_BE_MENDED and last.remedy:
         return last.remedy
     if not paths.output.exists() and counts[State.DONE]:
@@ -158,5 +158,7 @@ def _next(summary: Summary, last: PastRun | None, options: str, paths: JobPaths)
         return f"decide: {again}"
     if counts[State.FAILED]:
         again = f"batchrun retry {paths.named}"
-        return f"look at {paths.failures}; the same command sends a mended line, {again} what may pass now"
+        may_pass = any(row.failure is not None and row.failure.retryable for row in ledger.rows_unwell())
+        again += " what may pass now" if may_pass else " --only KIND one as it is"
+        return f"look at {paths.failures}; the same command sends a mended line, {again}"
     return "nothing, every record is written"

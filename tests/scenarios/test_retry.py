@@ -20,9 +20,11 @@ def test_failures_that_may_pass_are_sent_again_and_the_others_stay(bench: Bench)
     )
     assert bench.run().exit_code == 1
     assert bench.kinds() == {"passing": "provider_error", "lost": "no_reply", "final": "invalid_argument"}
+    assert "batchrun retry out.jsonl what may pass now\n" in bench.spawn("status", "out.jsonl").wait().stdout
     bench.emulator.change(rules=[])
     ran = bench.retry()
     assert ran.exit_code == 1
+    assert "batchrun retry out.jsonl --only KIND one as it is\n" in bench.spawn("status", "out.jsonl").wait().stdout
     assert bench.result_ids() == {"good", "passing", "lost"}
     rows = {row["id"]: (row["attempt"], row["maybe_paid"]) for row in bench.rows()}
     assert rows == {"good": (1, 0), "passing": (4, 0), "lost": (4, 3), "final": (1, 0)}
