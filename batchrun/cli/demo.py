@@ -30,7 +30,7 @@ def demo() -> int:
         say("demo/ is there already: this goes on with it; rm -r demo begins anew")
     say(f"batchrun {' '.join(words)}")
     say("the emulator runs in this process, loses 2 % of its replies on purpose, and invents the answers")
-    code = run_job(config_of(run.make_context("run", words).params), always_say=True)
+    code = run_job(config_of(run.make_context("run", words, auto_envvar_prefix=None).params), always_say=True)
     say("for real answers: README, 'Use it'")
     return code
 

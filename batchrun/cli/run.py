@@ -185,7 +185,11 @@ def refuse_contradictions(given: SimpleNamespace) -> None:
             "--new-run, --if-finished",
         ),
         (given.emulator_faults and not is_emulated, "--emulator-faults goes with --provider emulator", "one of them"),
-        (is_emulated and given.endpoint, "--provider emulator and --endpoint name two servers", "one of them"),
+        (
+            is_emulated and given.endpoint,
+            "--provider emulator and --endpoint name two servers",
+            "one of them, or unset BATCHRUN_ENDPOINT",
+        ),
         (both, "both --template and --prompt-column would make the prompt", "one of them"),
     ):
         if is_so:
