@@ -95,9 +95,10 @@ def resume(
                 others = tuple(other.ledger for other, _ in jobs if other != job)
                 this_run = {"deadline": deadline, "collect_only": collect_only, "beside": others}
                 config = config_of_job(ledger, job, **this_run)
-                if not collect_only and not config.input.exists():
-                    remedy = "put it back, or --collect-only fetches what was sent already"
-                    raise UsageProblem(f"{config.input}: no such file", remedy=remedy)
+                with suppress(PermissionError):  # the run itself will say so
+                    if not collect_only and not config.input.exists():
+                        remedy = "put it back, or --collect-only fetches what was sent already"
+                        raise UsageProblem(f"{config.input}: no such file", remedy=remedy)
                 if is_named or was_cut or not summary.is_finished(config.limit):
                     refuse_doubtful(job, is_named, job_ids)
                     waiting.append((summary.oldest_open_at or math.inf, config))

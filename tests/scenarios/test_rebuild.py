@@ -54,7 +54,7 @@ def test_an_output_is_rebuilt_from_what_is_there_and_what_is_kept(
     assert {row["maybe_paid"] for row in finished.rows()} == {0}
     assert finished.result_ids() == {"a", "b", "c"}
     after = finished.output.read_bytes().splitlines(keepends=True)
-    assert len(set(before) & set(after)) == 3 - polls
+    assert len(set(before) & set(after)) >= 3 - polls  # one that is fetched within the same second is the same again
     aside = [path.read_bytes() for path in finished.folder.glob("out.jsonl.2*")]
     assert aside == ([damaged] if is_put_aside else [])
     assert (finished.state / "quarantine").exists() is is_cut
