@@ -322,7 +322,9 @@ The service is inside the process here, so a million records take minutes.
 ## How much of a quota is used
 
 The emulator refuses what is over its quota; the last job runs beside the others. Efficiency is the ideal makespan over
-the real one; the ideal sends the first second's worth at once and sees each answer the moment it is there.
+the real one; the ideal sends the first second's worth at once and sees each answer the moment it is there. Ours spaces
+its requests evenly, so the last of 12,000 leaves a second later: 1.2 % of the first two jobs. Bursts would win it, and
+meet more 429s on a network that is not even.
 
 | job | efficiency | aim | 429s | polls refused | polls per operation | mean lag |
 | --- | --- | --- | --- | --- | --- | --- |
