@@ -96,8 +96,8 @@ def announce(config: JobConfig, counted: Counter[str]) -> None:
     """Say what is sent again, as ``Ledger.reopen`` has counted it."""
     again, doubtful = counted["again"], counted["maybe_paid"]
     event("sent_again", records=again, maybe_paid_twice=doubtful)
-    if again:
-        config.tell(f"{again:,} record{'s' * (again != 1)} again, of which {doubtful:,} may be paid twice")
+    said = f"{again:,} record{'s' * (again != 1)} again, of which {doubtful:,} may be paid twice"
+    config.tell(said if again else "nothing to send again")
 
 
 def _check(

@@ -44,7 +44,6 @@ class Progress:
     """The live parts of a run that a screen may read. The ledger is the truth; these are quicker to ask."""
 
     begun: Summary
-    to_send: int | None
     backlog: Backlog
     tracker: Tracker
     submitter: Submitter
@@ -63,7 +62,7 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
     """
     started_at = time.time()
     with on_signals(_interrupt), recover(config, started_at) as recovered:
-        ledger, config, problem = recovered.ledger, recovered.config, None
+        ledger, problem = recovered.ledger, None
         if ledger.job().options != config.remembered():
             with ledger.transaction():
                 ledger.save(options=config.remembered())
@@ -81,9 +80,8 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
                 close_job(config, recovered, code, problem)
         event("finished", exit_code=code, **{str(state): count for state, count in summary.counts.items()})
         lost_meta = recovered.has_work and not stat.S_ISREG(os.fstat(recovered.source.fd).st_mode)
-    sent_none = config.retry is not None and config.collect_only
-    summary = replace(summary, put_aside=recovered.put_aside, sent_none=sent_none, lost_meta=lost_meta)
-    return replace(summary, exit_code=code, problem=problem, seconds=time.time() - started_at)
+    put_aside, seconds = recovered.put_aside, time.time() - started_at
+    return replace(summary, exit_code=code, problem=problem, put_aside=put_aside, lost_meta=lost_meta, seconds=seconds)
 
 
 def _damaged(config: JobConfig, how: str) -> DiskProblem:
@@ -123,8 +121,7 @@ async def work(
         asyncio.get_running_loop().call_later(wait_s, stop.request, DeadlineReached())
     records = Channel[Record](QUEUE_RECORDS, QUEUE_BYTES)
     answers = Channel[Answered](QUEUE_RECORDS, QUEUE_BYTES)
-    to_send = 0 if config.collect_only else begun.unsent
-    event("begun", open=len(operations), to_send=to_send)
+    event("begun", open=len(operations), to_send=0 if config.collect_only else begun.unsent)
 
     with on_signals(stop.on_signal), closing(Storage(ledger, results)) as storage:
         async with open_provider(config, environ) as provider:
@@ -141,7 +138,7 @@ async def work(
                     disk.watch(stop, lambda: not len(tracker)),
                 ]
                 if screen is not None:
-                    watching.append(screen(Progress(begun, to_send, backlog, tracker, submitter, stop)))
+                    watching.append(screen(Progress(begun, backlog, tracker, submitter, stop)))
                 watchers = [stages.create_task(each) for each in watching]
                 await write_answers(run, answers)
                 await asyncio.wait([reading, sending, polling])

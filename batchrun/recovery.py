@@ -14,7 +14,7 @@ import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -38,17 +38,13 @@ SUBMISSIONS_KEPT_S = 2 * 3600
 
 @dataclass(slots=True)
 class Recovered:
-    """A job whose files agree with one another. Leaving it lets go of every file.
-
-    ``config`` is the run's, and only collects where nothing was found to be sent again.
-    """
+    """A job whose files agree with one another. Leaving it lets go of every file."""
 
     ledger: Ledger
     results: Results
     source: Source
     run_id: int
     has_work: bool
-    config: JobConfig
     put_aside: str | None = None
 
 
@@ -99,8 +95,8 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
                 results = held.enter_context(closing(tail.lock_output(config.paths)))
             elif (rewritten := tail.replaced(ledger, config.paths)) is not None:
                 results = held.enter_context(closing(rewritten))
-            if config.retry is not None and not send_again(ledger, config, source.end):
-                config, source = replace(config, collect_only=True), replace(source, end=0)
+            if config.retry is not None:
+                send_again(ledger, config, source.end)
         except BatchrunError as problem:
             with ledger.transaction():
                 ledger.end_run(run_id, problem.exit_code, now, problem)
@@ -109,7 +105,7 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
         results.end = ledger.job().out_committed
         waiting = (State.OPEN,) if config.collect_only else (State.NEW, State.OPEN)
         has_work = source.first_offset < source.end or any(row["state"] in waiting for row in ledger.tally())
-        yield Recovered(ledger, results, source, run_id, has_work, config, put_aside)
+        yield Recovered(ledger, results, source, run_id, has_work, put_aside)
 
 
 def open_if_there(config: JobConfig) -> int:
@@ -225,17 +221,16 @@ def settle_settings(ledger: Ledger, config: JobConfig) -> None:
 # --- what a person asks for ---
 
 
-def send_again(ledger: Ledger, config: JobConfig, end: int) -> int:
+def send_again(ledger: Ledger, config: JobConfig, end: int) -> None:
     """retry: failures of one kind, held and expired records among them, or all that say it may help.
 
-    ``end``: of what is read; a record behind it (``--limit``) stays as it is. Returns how many there are.
+    ``end``: of what is read; a record behind it (``--limit``) stays as it is.
     """
     with ledger.transaction():
         unwell = ((row.seq, row.failure) for row in ledger.rows_unwell() if row.failure and row.place.offset < end)
         again = [seq for seq, why in unwell if (why.kind == config.retry if config.retry else why.retryable)]
         counted = ledger.reopen(*again)
     announce(config, counted)
-    return len(again)
 
 
 def _difference(before: dict[str, object], now: Settings) -> str:

@@ -21,7 +21,6 @@ class Summary:
     ``maybe_paid`` counts records that were possibly paid twice, ``named`` are the first of them as (line, id).
     ``failed_kinds`` are those of the FAILED records alone: (kind, records, first line). Tokens are added up at the end
     of a run. ``lost_meta``: answers were written without their ``meta``, because the input was not there.
-    ``sent_none``: a run that was to send records again found none.
     """
 
     counts: dict[State, int]
@@ -37,7 +36,6 @@ class Summary:
     problem: BatchrunError | None = None
     put_aside: str | None = None
     lost_meta: bool = False
-    sent_none: bool = False
 
     @property
     def unsent(self) -> int | None:

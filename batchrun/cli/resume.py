@@ -95,12 +95,12 @@ def resume(
                 others = tuple(other.ledger for other, _ in jobs if other != job)
                 this_run = {"deadline": deadline, "collect_only": collect_only, "beside": others}
                 config = config_of_job(ledger, job, **this_run)
-                with suppress(PermissionError):  # the run itself will say so
-                    if not collect_only and not config.input.exists():
-                        remedy = "put it back, or --collect-only fetches what was sent already"
-                        raise UsageProblem(f"{config.input}: no such file", remedy=remedy)
                 if is_named or was_cut or not summary.is_finished(config.limit):
                     refuse_doubtful(job, is_named, job_ids)
+                    with suppress(PermissionError):  # the run itself will say so
+                        if not collect_only and not config.input.exists():
+                            remedy = "put it back, or --collect-only fetches what was sent already"
+                            raise UsageProblem(f"{config.input}: no such file", remedy=remedy)
                     waiting.append((summary.oldest_open_at or math.inf, config))
                     return 0
         if summary.job_exit_code() != DECISION:

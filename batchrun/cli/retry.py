@@ -12,7 +12,8 @@ from batchrun.cli.resume import config_of_job
 from batchrun.cli.run import run_job
 from batchrun.cli.status import open_job
 from batchrun.errors import UsageProblem
-from batchrun.storage.jobdir import JobPaths
+from batchrun.storage.jobdir import JobPaths, is_locked
+from batchrun.summary import summarize
 
 KINDS = (
     *("held", "expired", "no_reply", "provider_error", "content_filter", "invalid_argument", "rejected"),
@@ -32,12 +33,17 @@ def retry(output: Path, only: str | None, state_dir: Path | None) -> int:
       batchrun retry answers.jsonl
       batchrun retry answers.jsonl --only expired
 
-    The job goes on with the input and the options of its last run. A record that may have been paid for already says so
-    in its maybe_paid. Where there is nothing to send again, nothing is sent at all.
+    The job goes on with the input and the options of its last run, if it has such records or is finished. A record that
+    may have been paid for already says so in its maybe_paid.
     """
     if only == "bad_input":
         raise UsageProblem("a bad line cannot be sent", remedy="mend the line in the input; the same command sends it")
     paths = JobPaths.of(output, state_dir)
     with closing(open_job(paths)) as ledger:
-        config = config_of_job(ledger, paths, retry=only or "")
+        config, summary = config_of_job(ledger, paths, retry=only or ""), summarize(ledger)
+        unwell = (row.failure for row in ledger.rows_unwell())
+        finds_some = any(why is not None and (why.kind == only if only else why.retryable) for why in unwell)
+    if not finds_some and not summary.is_finished(config.limit) and not is_locked(paths):
+        remedy = f"batchrun resume {paths.named} goes on with what was never sent or is not answered yet"
+        raise UsageProblem("nothing to send again", remedy=remedy)
     return run_job(config)

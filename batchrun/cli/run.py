@@ -87,10 +87,6 @@ def run_job(config: JobConfig, *, quiet: bool = False, always_say: bool = False)
 
             screen = partial(show, config)
     summary = job.run(config, os.environ, screen)
-    if summary.sent_none:
-        say("batchrun: nothing to send again")
-        if summary.unsent:
-            say(f"  batchrun resume {config.paths.named} sends the {summary.unsent:,} not sent yet")
     if on_terminal or always_say:
         print_summary(summary, config)
     elif summary.problem is None and (summary.exit_code or summary.lost_meta):

@@ -39,7 +39,7 @@ async def show(config: JobConfig, progress: job.Progress) -> None:
         head = (
             f"batchrun  {config.input} → {output}  {config.settings.model}\n{output}: {begun.counts[State.OPEN]:,} open"
         )
-        to_send = "" if progress.to_send is None else f", {progress.to_send:,} to send"
+        to_send = "" if begun.unsent is None or config.collect_only else f", {begun.unsent:,} to send"
         console.print(head + to_send, highlight=False, markup=False, soft_wrap=True)
     with suppress(OSError), bars:
         try:

@@ -221,3 +221,14 @@ def test_a_job_that_was_cut_before_its_failures_were_told_is_not_finished(nights
     assert nights.resume("out").exit_code == 1
     assert job.kinds() == {"b": "invalid_argument"}
     assert nights.resume("out").exit_code == 0
+
+
+def test_a_job_that_has_reached_its_limit_is_silent_though_its_input_is_gone(bench: Bench) -> None:
+    """Fails if the input of every job is looked for, and not only of those that have something to do."""
+    bench.records("a", "b", "c")
+    assert bench.run("--limit", "2").exit_code == 0
+    bench.input.rename(bench.folder / "kept")
+    ran = bench.spawn("resume", ".").wait()
+    assert (ran.exit_code, ran.is_silent) == (0, True), ran
+    (bench.folder / "kept").rename(bench.input)
+    bench.check(unsent=1)
