@@ -300,10 +300,10 @@ The emulator is a process of its own that answers at once. The bare exchanges ke
 | --- | --- | --- |
 {tables["cost"]}
 
-The bare exchanges of aiohttp alone take most of the aim here. What would reach it is a transport of our own, a protocol
-class under asyncio that speaks to this one service: the line without an HTTP library shows how much it could save. It
-is not built: at the service's quotas all of this is a few hundredths of one core, and a library that others keep sound
-is worth more than that.
+The bare exchanges of aiohttp alone come to about the aim here. What would come nearest to it is a transport of our own,
+a protocol class under asyncio that speaks to this one service: a job would then cost little more than the line without
+an HTTP library, the storage thread and the rest together. It is not built: at the service's quotas all of this is a few
+hundredths of one core, and a library that others keep sound is worth more than that.
 
 Where the time without HTTP goes (own time under the profiler, which makes many small calls look dearer than they are):
 
