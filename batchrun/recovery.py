@@ -227,8 +227,7 @@ def send_again(ledger: Ledger, config: JobConfig, end: int) -> None:
     ``end``: of what is read; a record behind it (``--limit``) stays as it is.
     """
     with ledger.transaction():
-        unwell = ((row.seq, row.failure) for row in ledger.rows_unwell() if row.failure and row.place.offset < end)
-        again = [seq for seq, why in unwell if (why.kind == config.retry if config.retry else why.retryable)]
+        again = [row.seq for row in ledger.rows_to_retry(config.retry or "") if row.place.offset < end]
         counted = ledger.reopen(*again)
     announce(config, counted)
 

@@ -41,9 +41,8 @@ def retry(output: Path, only: str | None, state_dir: Path | None) -> int:
     paths = JobPaths.of(output, state_dir)
     with closing(open_job(paths)) as ledger:
         config, summary = config_of_job(ledger, paths, retry=only or ""), summarize(ledger)
-        unwell = (row.failure for row in ledger.rows_unwell())
-        finds_some = any(why is not None and (why.kind == only if only else why.retryable) for why in unwell)
-    if not finds_some and not summary.is_finished(config.limit) and not is_locked(paths):
+        finds_none = next(ledger.rows_to_retry(only or ""), None) is None
+    if finds_none and not summary.is_finished(config.limit) and not is_locked(paths):
         remedy = f"batchrun resume {paths.named} goes on with what was never sent or is not answered yet"
         raise UsageProblem("nothing to send again", remedy=remedy)
     return run_job(config)

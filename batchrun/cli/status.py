@@ -158,7 +158,7 @@ def _next(summary: Summary, last: PastRun | None, ledger: Ledger, paths: JobPath
         return f"decide: {again}"
     if counts[State.FAILED]:
         again = f"batchrun retry {paths.named}"
-        may_pass = any(row.failure is not None and row.failure.retryable for row in ledger.rows_unwell())
-        again += " what may pass now" if may_pass else " --only KIND one as it is"
+        none_may_pass = next(ledger.rows_to_retry(""), None) is None
+        again += " --only KIND one as it is" if none_may_pass else " what may pass now"
         return f"look at {paths.failures}; the same command sends a mended line, {again}"
     return "nothing, every record is written"

@@ -496,6 +496,12 @@ class Ledger:
         """Every DONE, FAILED, HELD and EXPIRED row, in the order of the input."""
         return self._rows("rows_settled")
 
+    def rows_to_retry(self, kind: str) -> Iterator[Row]:
+        """Those of one kind of failure, or with no kind all that say that sending them again may help."""
+        for row in self.rows_unwell():
+            if row.failure is not None and (row.failure.kind == kind if kind else row.failure.retryable):
+                yield row
+
     def rows_unwell(self) -> Iterator[Row]:
         """Every FAILED, HELD and EXPIRED row, by line; page by page: no cursor stays open meanwhile."""
         last = 0

@@ -281,11 +281,17 @@ def test_the_pacer_says_what_holds_it_back() -> None:
     assert pacer.limited_by(START + 300 + HOUR_S + 2) == "rate"
 
 
+def refused_after(rate: float, accepted: int, seconds: float) -> Pacer:
+    """A pacer that is refused after so many acceptances in so many seconds."""
+    pacer = Pacer(rate)
+    for number in range(accepted):
+        pacer.accepted(START + seconds * number / accepted)
+    pacer.refused(START + seconds)
+    return pacer
+
+
 def test_a_refusal_among_acceptances_slows_to_just_under_what_was_accepted() -> None:
-    pacer = Pacer(250.0)
-    for number in range(200):
-        pacer.accepted(START + number / 250)
-    pacer.refused(START + 0.8)
+    pacer = refused_after(250.0, accepted=200, seconds=0.8)
     assert pacer.rate(START + 0.8) == pytest.approx(199.0)
     assert pacer.rate(START + 20.8) == pytest.approx(200.2)  # beyond what is known it creeps, and faster and faster
     assert pacer.rate(START + 40.8) == pytest.approx(203.8)
@@ -293,11 +299,7 @@ def test_a_refusal_among_acceptances_slows_to_just_under_what_was_accepted() -> 
 
 
 def test_a_caller_that_was_slow_itself_does_not_take_that_for_the_quota() -> None:
-    pacer = Pacer(200.0)
-    for number in range(185):
-        pacer.accepted(START + number / 185)
-    pacer.refused(START + 1.0)
-    assert pacer.rate(START + 1.0) == pytest.approx(199.0)
+    assert refused_after(200.0, accepted=185, seconds=1.0).rate(START + 1.0) == pytest.approx(199.0)
 
 
 # --- the open operations ---
