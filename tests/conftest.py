@@ -33,7 +33,7 @@ def no_credential_is_left_anywhere(tmp_path_factory: pytest.TempPathFactory) -> 
     assert not found, f"credentials stand in {found}"
 
 
-def is_readable(path: Path) -> bool:
+def is_small(path: Path) -> bool:
     """Whether it is a file, and not a hole as large as a disk."""
     return path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 30
 
@@ -43,5 +43,12 @@ def credentials_below(folder: Path) -> list[str]:
     return [
         str(path)
         for path in folder.rglob("*")
-        if CREDENTIALS.search(os.fsencode(path.name)) or (is_readable(path) and CREDENTIALS.search(path.read_bytes()))
+        if CREDENTIALS.search(os.fsencode(path.name)) or (is_small(path) and CREDENTIALS.search(content_of(path)))
     ]
+
+
+def content_of(path: Path) -> bytes:
+    """All of a file of ours, also of one that a test has forbidden us to read."""
+    if not os.access(path, os.R_OK):
+        path.chmod(0o600)
+    return path.read_bytes()
