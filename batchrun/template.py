@@ -6,7 +6,6 @@ import difflib
 import io
 import json
 import os
-import threading
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,14 +14,13 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
-from batchrun.errors import BatchrunError, InputProblem, UsageProblem
+from batchrun.errors import BatchrunError, UsageProblem
 from batchrun.inputs import ID_FIELDS, names_of, parse
 from batchrun.lines import MAX_LINE_BYTES, BadLine, shown, strict_json
 from batchrun.record import JsonObject, Prompt
 
 FENCE = "+++"
 MISSING = "is not in the record"
-MAX_STEPS = 100_000  # rounds of loops, calls of macros and long texts in one prompt: a second or so
 _IN_HEAD = ("system", "model", "schema", "options.temperature", "options.max_tokens")
 
 
@@ -117,15 +115,11 @@ def _schema(path: Path, given: Any) -> str | None:
 def compiled(text: str) -> Callable[[JsonObject], str]:
     """What makes the prompt of a record's fields; raises BadLine where they do not do.
 
-    The sandbox keeps a template from the program around it, and steps are counted: rounds of loops, calls of macros,
-    and texts that are joined or repeated, by their length. It is still code of the user's; a filter may do a lot.
+    The sandbox keeps a template from the program around it. It is code of the user's, and takes its time.
     """
-    from jinja2 import StrictUndefined, UndefinedError, nodes
+    from jinja2 import StrictUndefined, UndefinedError
     from jinja2.exceptions import SecurityError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from jinja2.visitor import NodeTransformer
-
-    steps = threading.local()  # ``left``: how many are, for the prompt that this thread is making
 
     class Missing(StrictUndefined):
         __slots__ = ()
@@ -138,47 +132,13 @@ def compiled(text: str) -> Callable[[JsonObject], str]:
                 return f"{name} is not allowed"
             return self._undefined_hint or f"{name} {MISSING}"
 
-    class Counted(NodeTransformer):
-        def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
-            super().generic_visit(node)
-            if isinstance(node, nodes.For | nodes.Macro | nodes.CallBlock):
-                node.body.insert(0, nodes.ExprStmt(_call("step", [], node.lineno), lineno=node.lineno))
-            return _call("joined", node.nodes, node.lineno) if isinstance(node, nodes.Concat) else node
-
-    def _call(name: str, given: list[nodes.Expr], line: int) -> nodes.Call:
-        return nodes.Call(nodes.EnvironmentAttribute(name, lineno=line), given, [], None, None, lineno=line)
-
-    class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset({"+", "*", "**"})
-
-        def _parse(self, *source: Any) -> nodes.Template:
-            tree: nodes.Template = Counted().visit(super()._parse(*source))
-            tree.set_environment(self)
-            return tree
-
-        def step(self, length: int = 0) -> None:
-            steps.left -= 1 + max(0, length) // 256
-            if steps.left < 0:
-                raise InputProblem(
-                    f"the template takes more than {MAX_STEPS:,} steps for one record",
-                    remedy="loops, macros and long texts count; make it simpler, nothing was sent",
-                )
-
-        def joined(self, *parts: Any) -> str:
-            texts = [str(part) for part in parts]
-            self.step(sum(map(len, texts)))
-            return "".join(texts)
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            self.step(_length(operator, left, right))
-            return super().call_binop(context, operator, left, right)
-
-    sandbox = Sandbox(undefined=Missing, autoescape=False, keep_trailing_newline=True, optimized=False)
+    sandbox = ImmutableSandboxedEnvironment(
+        undefined=Missing, autoescape=False, keep_trailing_newline=True, optimized=False
+    )
     del sandbox.filters["random"], sandbox.globals["lipsum"]  # a record is one prompt, however often it is read
     template = sandbox.from_string(text)
 
     def render(fields: JsonObject) -> str:
-        steps.left = MAX_STEPS
         id_ = next((fields[name] for name in ID_FIELDS if name in fields), Missing(name="id"))
         names = {"record": fields, "id": id_, **fields}
         prompt = io.StringIO()
@@ -188,7 +148,7 @@ def compiled(text: str) -> Callable[[JsonObject], str]:
                     raise BadLine("the template makes a prompt longer than 4 MiB")
                 prompt.write(piece)
             prompt.getvalue().encode()
-        except (BadLine, BatchrunError):  # too many steps, or a signal
+        except (BadLine, BatchrunError):  # a signal, or the deadline
             raise
         except Exception as error:  # the template is a program: anything may happen in it
             is_ours = isinstance(error, UndefinedError | SecurityError)  # the words of others may quote the record
@@ -201,16 +161,6 @@ def compiled(text: str) -> Callable[[JsonObject], str]:
         return prompt.getvalue()
 
     return render
-
-
-def _length(operator: str, left: Any, right: Any) -> int:
-    """How long the result of an operation may be: characters, items, or bits of a number."""
-    match operator, left, right:
-        case "**", int(), int():
-            return left.bit_length() * right
-        case ("*", int() as times, many) | ("*", many, int() as times) if hasattr(many, "__len__"):
-            return times * len(many)
-    return sum(len(each) for each in (left, right) if hasattr(each, "__len__"))
 
 
 def _line(error: BaseException) -> int:
