@@ -200,9 +200,11 @@ def refuse_strange_text(options: dict[str, Any]) -> None:
         try:
             str(options[name]).encode()
             if isinstance(options[name], Path):
-                options[name].exists()
+                os.lstat(options[name])
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # whoever opens it says so
         except (UnicodeEncodeError, OSError) as error:
-            cause = f"--{name.replace('_', '-')} cannot be used as it is"
+            cause = f"{'INPUT' if name == 'input' else '--' + name.replace('_', '-')} cannot be used as it is"
             raise UsageProblem(cause, remedy="give a name or text in UTF-8 that fits") from error
 
 

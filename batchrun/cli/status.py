@@ -69,7 +69,7 @@ def reading(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         again = "; a run with --rebuild-output fetches it again" if str(error.filename) == str(output) else ""
-        remedy = f"put it back{again}"
+        remedy = "see to its permissions" if isinstance(error, PermissionError) else f"put it back{again}"
         raise UsageProblem(f"{error.filename} cannot be read ({error.strerror})", remedy=remedy) from error
 
 

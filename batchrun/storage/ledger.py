@@ -292,7 +292,7 @@ class Ledger:
                 raise self._damaged() from error  # the last: a number that was too large already
             if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
                 raise  # a bug of ours, not of the disk
-            remedy = "free some space or mend the disk, then run the same command"
+            remedy = "free some space, or see to the disk and its permissions, then run the same command"
             raise DiskProblem(f"the ledger `{self.path}` cannot be used ({name})", remedy=remedy) from error
 
     @contextmanager

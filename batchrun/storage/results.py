@@ -80,7 +80,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = "free some space or mend the disk, then run the same command"
+        remedy = "free some space, or see to the disk and its permissions, then run the same command"
         reason = os.strerror(error.errno or 0)
         raise DiskProblem(f"`{path}` cannot be written ({reason}); stopped", remedy=remedy) from error
 

@@ -256,9 +256,14 @@ def test_a_few_bad_lines_fail_alone(bench: Bench) -> None:
 def test_an_input_that_may_not_be_read_is_a_mistake_in_the_command(bench: Bench) -> None:
     """Fails if the error of the system is shown as a bug, or as a fault of the disk."""
     bench.records("a")
-    bench.input.chmod(0)
-    ran = bench.run(within=as_owner())
-    assert (ran.exit_code, ran.stderr.splitlines()[0]) == (2, "error: in.jsonl: Permission denied")
+    closed = bench.folder / "closed"
+    closed.mkdir()
+    (closed / "in.jsonl").touch()
+    for path, name in ((bench.input, "in.jsonl"), (closed, "closed/in.jsonl")):
+        path.chmod(0)
+        ran = bench.spawn(name, *bench.command()[1:], within=as_owner()).wait()
+        path.chmod(0o700)
+        assert (ran.exit_code, ran.stderr.splitlines()[0]) == (2, f"error: {name}: Permission denied")
     assert not bench.state.exists()
 
 
