@@ -60,9 +60,12 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
         held.callback(os.close, input_fd)
         jobdir, put_aside = JobDir.take(config.paths), None
         held.callback(lambda: jobdir.release())  # whichever it is by then
-        if config.new_run or (config.if_finished == "new" and has_finished(jobdir, config.limit)):
-            jobdir, put_aside = start_over(jobdir, now)
         refused = held.enter_context(ExitStack())
+        if config.new_run or (config.if_finished == "new" and has_finished(jobdir, config.limit)):
+            old = jobdir
+            jobdir, put_aside = start_over(old, now)
+            refused.callback(old.release)
+            refused.callback(old.put_back, put_aside)
         refused.callback(jobdir.discard_if_made)
         ledger = held.enter_context(closing(Ledger.open(jobdir.make_ledger_file())))
         is_new = not ledger.exists()
@@ -102,6 +105,9 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
                 ledger.end_run(run_id, problem.exit_code, now, problem)
             raise
         refused.pop_all()
+        if put_aside is not None:
+            old.release()
+            event("put_aside", suffix=put_aside)
         results.end = ledger.job().out_committed
         waiting = (State.OPEN,) if config.collect_only else (State.NEW, State.OPEN)
         has_work = source.first_offset < source.end or any(row["state"] in waiting for row in ledger.tally())
@@ -136,14 +142,11 @@ def unread(ledger: Ledger, fd: int, config: JobConfig) -> Source:
 
 
 def start_over(jobdir: JobDir, now: float) -> tuple[JobDir, str]:
-    """--new-run: the old job keeps its files under a dated name, and this one begins with none."""
+    """--new-run: the old job keeps its files under a dated name, and its lock; this one begins with none."""
     if jobdir.paths.output.exists():
         tail.lock_output(jobdir.paths).close()
     suffix = jobdir.put_aside(now)
-    event("put_aside", suffix=suffix)
-    fresh = JobDir.take(jobdir.paths)
-    jobdir.release()
-    return fresh, suffix
+    return JobDir.take(jobdir.paths), suffix
 
 
 def has_finished(jobdir: JobDir, limit: int | None) -> bool:

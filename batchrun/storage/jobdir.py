@@ -34,7 +34,7 @@ class AlreadyRunning(TryLater):
         self.since = since if isinstance(since, int) and 0 <= since < 1 << 33 else None
         who = f" by process {pid} on {holder.get('host')}" if isinstance(pid, int) else " by another run"
         when = f" since {datetime.fromtimestamp(self.since):%H:%M}" if self.since is not None else ""
-        remedy = f"wait for it, or: batchrun status {paths.named}"
+        remedy = "wait for it" + f", or: batchrun status {paths.named}" * bool(holder)  # else it may have another state
         super().__init__(f"`{paths.output}` is in use{who}{when}", remedy=remedy)
 
 
@@ -191,6 +191,13 @@ class JobDir:
             if os.path.lexists(path):
                 os.rename(path, f"{path}{suffix}")
         return suffix
+
+    def put_back(self, suffix: str) -> None:
+        """Undo ``put_aside``, in the other order, while its lock is held. Anything in the way leaves the rest aside."""
+        with suppress(OSError):
+            for path in reversed(self._all()):
+                if os.path.lexists(f"{path}{suffix}") and not os.path.lexists(self.paths.output):
+                    os.rename(f"{path}{suffix}", path)
 
     def free_suffix(self, now: float) -> str:
         """A dated one that none of the job's files has."""

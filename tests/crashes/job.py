@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
+
 from batchrun import job as product
 from batchrun import tracker
 from batchrun.config import JobConfig
@@ -151,6 +153,17 @@ class Bench:
         self._lay_out(start)
         with recorder.watching(), _told(start.story):
             self._run(Service(start.accepted, recorder.note), **how)
+        return Recording(start, recorder.events)
+
+    def record_turned_away(self, start: Crash, **how: Any) -> Recording:
+        """Run from there with an input that is none, and write down everything it does."""
+        recorder, path = Recorder(self.folder), self.folder / INPUT
+        self._lay_out(start)
+        given = path.read_text()
+        path.write_text("no record\n")
+        with recorder.watching(), pytest.raises(InputProblem, match="looks like plain text"):
+            self._run(Service(start.accepted, recorder.note), **how)
+        path.write_text(given)
         return Recording(start, recorder.events)
 
     def record_refused(self, call: Call, number: int) -> Recording | None:

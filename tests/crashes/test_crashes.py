@@ -117,6 +117,14 @@ def test_a_crash_anywhere_in_a_new_run_loses_neither_the_old_job_nor_the_new_one
     judge_all(crashes, lambda crash: bench.judge_new_run(crash, old, **how))
 
 
+def test_a_crash_anywhere_in_a_new_run_that_is_refused_loses_nothing_of_the_old_job(bench: Bench) -> None:
+    """Fails if ``put_back`` lets the output come back before its state."""
+    *_, old = bench.record().crashes(Kind.KILL)
+    crashes = list(bench.record_turned_away(old, new_run=True).crashes(*FEW_KINDS))
+    judge_all(crashes, lambda crash: bench.judge_new_run(crash, old, new_run=True))
+    assert crashes[-1].output() == old.output()
+
+
 def held_again(bench: Bench) -> Asked:
     """A held record is sent again."""
     return end_of(holding(bench)), {"retry": "held"}, None

@@ -86,6 +86,20 @@ def test_a_clock_far_beyond_any_calendar_spoils_no_ledger(finished: Bench) -> No
     finished.check()
 
 
+@pytest.mark.parametrize("option", ["--new-run", "--if-finished=new"])
+def test_a_new_run_that_is_refused_leaves_the_old_one_as_it_was(finished: Bench, option: str) -> None:
+    """Fails if the old job stays aside: a night without a good input would take the answers of the last away."""
+    given, results = finished.input.read_bytes(), finished.output.read_bytes()
+    finished.input.write_text("no record\n")
+    ran = finished.run(option, "--log-file", "log")
+    assert (ran.exit_code, "put_aside" in (finished.folder / "log").read_text()) == (3, False)
+    assert finished.output.read_bytes() == results
+    assert not list(finished.folder.glob("*.2*"))
+    finished.input.write_bytes(given)
+    assert finished.run().exit_code == 0
+    finished.check()
+
+
 def test_a_new_run_puts_the_old_one_aside_under_a_dated_name(finished: Bench) -> None:
     """Fails if ``put_aside`` forgets one of the job's files."""
     old_results, old_rows = finished.output.read_bytes(), finished.rows()
