@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -132,7 +133,7 @@ def by_name(job: JobPaths) -> Iterator[None]:
     try:
         yield
     except BatchrunError as problem:
-        if str(job.output) not in problem.cause:
+        if str(job.output) not in re.split("[ `:,]+", problem.cause):
             problem.cause = f"{job.output}: {problem.cause}"
         raise
 
