@@ -228,9 +228,16 @@ def send_again(ledger: Ledger, config: JobConfig, end: int) -> None:
     """retry: failures of one kind, held and expired records among them, or all that say it may help.
 
     ``end``: of what is read; a record behind it (``--limit``) stays as it is.
+
+    Raises:
+        UsageProblem: all of them are behind it.
     """
     with ledger.transaction():
-        again = [row.seq for row in ledger.rows_to_retry(config.retry or "") if row.place.offset < end]
+        found = [(row.seq, row.place.offset < end) for row in ledger.rows_to_retry(config.retry or "")]
+        again = [seq for seq, is_within in found if is_within]
+        if found and not again:
+            cause = f"what could be sent again is behind the first {config.limit:,} records (--limit)"
+            raise UsageProblem(cause, remedy="the same command without --limit first, then retry")
         counted = ledger.reopen(*again)
     announce(config, counted)
 

@@ -189,4 +189,9 @@ def test_a_retry_does_not_take_up_what_the_limit_of_its_job_leaves_out(bench: Be
     assert bench.spawn("retry", "out.jsonl", "--only", "provider_error").wait().exit_code == 1
     assert bench.kinds() == {"c": "provider_error"}
     assert bench.result_ids() == {"a", "b"}
+    ran = bench.retry()
+    assert (ran.exit_code, "behind the first 1 records (--limit)" in ran.stderr) == (2, True)
+    assert "next: the same command without --limit first" in bench.spawn("status", "out.jsonl").wait().stdout
+    assert bench.run().exit_code == 1
+    assert bench.retry().exit_code == 0
     bench.check()
