@@ -113,6 +113,14 @@ def run(clock: Clock) -> None:
         """The standard library's: uvloop reads a clock that nobody can set."""
         loop = asyncio.SelectorEventLoop(SkippingSelector(clock, awaited))
         loop.run_in_executor = noted(loop.run_in_executor)  # type: ignore[method-assign,assignment]  # reads
+        end_threads = loop.shutdown_default_executor
+
+        async def noted_end(*args: Any) -> None:  # from Python 3.12 on it waits for 300 s at most
+            awaited.add(end := loop.create_future())
+            await end_threads(*args)
+            awaited.discard(end)
+
+        loop.shutdown_default_executor = noted_end  # type: ignore[method-assign]
         return loop
 
     Http._exchange = noted(Http._exchange)  # type: ignore[method-assign,assignment]  # requests

@@ -243,7 +243,7 @@ def test_a_file_or_folder_without_permission_stops_a_run_before_anything_is_sent
     for path, mode, output, said in (
         ("out.jsonl", 0o400, "out.jsonl", "`out.jsonl` cannot be written (Permission denied)"),
         ("out.jsonl.batchrun", 0o500, "out.jsonl", "ledger.db` cannot be"),
-        ("closed", 0o000, "closed/out.jsonl", "closed/out.jsonl: Permission denied"),
+        ("closed", 0o000, "closed/out.jsonl", "Permission denied"),
         ("closed", 0o500, "closed/out.jsonl", "`closed/out.jsonl.batchrun` cannot be made (Permission denied)"),
         ("empty.jsonl", 0o400, "empty.jsonl", "`empty.jsonl` cannot be written (Permission denied)"),
         ("closed", 0o700, "missing/out.jsonl", "there is no folder missing"),

@@ -6,6 +6,7 @@ import gzip
 import os
 import pty
 import signal
+import sys
 from collections.abc import Callable
 from importlib import import_module
 
@@ -14,7 +15,7 @@ import pytest
 from tests.scenarios.bench import Bench, Ran, record, wait_until
 from tests.scenarios.disks import fill, small_disk, with_changes
 
-zstd = import_module("backports.zstd")
+zstd = import_module("backports.zstd" if sys.version_info < (3, 14) else "compression.zstd")
 PLAIN = ("-m", "batchrun")
 PACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstd.compress}
 
