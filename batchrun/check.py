@@ -37,7 +37,7 @@ def state_of(file: int | Path) -> tuple[int, int, int]:
 class Source:
     """The open input as far as it was checked. ``end`` is the byte after the last one that may be read.
 
-    ``checked`` is None if it was not checked whole, else the state of the file then, and the digest of all its bytes.
+    ``checked`` is None if it was not, else the state of the file then, how far it was checked, and the digest of that.
     ``found``: what the check said, if there was one.
     ``spool`` is what is read in place of ``path``, if anything is.
     """
@@ -46,7 +46,7 @@ class Source:
     fd: int
     end: int
     records: int | None
-    checked: tuple[int, int, int, bytes] | None
+    checked: tuple[tuple[int, int, int], int, bytes] | None
     first_line: int = 1
     first_offset: int = 0
     reading: Reading = AS_EACH_IS

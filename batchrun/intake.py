@@ -83,7 +83,7 @@ def settle_input(
         else:
             with ledger.transaction():  # the same file, maybe under a new name
                 ledger.save(input_path=from_output(config), input_source=spool.source)
-            checked = *state, job.input_digest or b""
+            checked = state, size, job.input_digest or b""
             start = job.low_water_line, job.low_water_offset
             reading = reading_of(config.settings, fd, size)
             source = Source(config.input, fd, size, job.input_records, checked, *start, reading=reading)
@@ -123,7 +123,7 @@ def _check(
                 inventory.forget_what_cost_nothing()
                 conflicts, count = inventory.conflicts(accept_changed=config.accept_changed)
                 if conflicts:
-                    raise _input_changed(config, ledger.job().input_path, conflicts, count)
+                    raise _input_changed(config, ledger, conflicts, count)
                 again = inventory.adopt()
                 if again[State.DONE]:
                     take_out()
@@ -149,17 +149,19 @@ def _check(
     counted = {"records": checked.records, "bad": checked.bad, "repeats": checked.repeats, "bytes": end}
     nul = {} if checked.first_nul is None else {"first_line_with_nul": checked.first_nul}
     event("input_checked", logging.WARNING if nul else logging.INFO, **counted, matched_by=matched_by, **nul)
-    whole = (*state, checked.digest) if end == size else None
-    return Source(config.input, fd, end, checked.records, whole, *start, reading=reading, found=checked)
+    seen = state, end, checked.digest
+    return Source(config.input, fd, end, checked.records, seen, *start, reading=reading, found=checked)
 
 
-def _input_changed(config: JobConfig, known_as: str, conflicts: list[Conflict], count: int) -> InputProblem:
-    path = config.input
+def _input_changed(config: JobConfig, ledger: Ledger, conflicts: list[Conflict], count: int) -> InputProblem:
+    path, known_as = config.input, ledger.job().input_path
     remedy = "put these lines back as they were, or use another -o; appended lines are welcome"
     if not config.accept_changed and all(conflict.now for conflict in conflicts):
         remedy = "put them back as they were; --accept-changed sends those again that changed, and pays for them again"
     if os.path.basename(known_as) != path.name:
         remedy = f"the job of {config.paths.output} reads {os.path.basename(known_as)}: another input wants another -o"
+    if ledger.open_operations():
+        remedy += f"; batchrun resume {config.paths.named} --collect-only fetches what is paid for"
     *before, last = [
         f"{path}:{conflict.was}: " + ("gone since it was sent" if conflict.now is None else "changed since it was sent")
         for conflict in conflicts

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import stat
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, closing, suppress
@@ -14,7 +13,7 @@ from typing import Any
 
 from batchrun.channel import Channel
 from batchrun.config import JobConfig
-from batchrun.errors import DISK, BatchrunError, DeadlineReached, DiskProblem, InputProblem, Interrupted
+from batchrun.errors import DISK, BatchrunError, DeadlineReached, DiskProblem, InputProblem, Interrupted, TryLater
 from batchrun.log import event
 from batchrun.pacing import HOUR_S, HourWindow, Outage, Pacer
 from batchrun.providers.base import Provider
@@ -24,7 +23,7 @@ from batchrun.reader import Reader
 from batchrun.record import Record, State
 from batchrun.recovery import Recovered, recover
 from batchrun.run import Backlog, Run
-from batchrun.stop import Stop, on_signals
+from batchrun.stop import SIGNALS, Stop, on_signals
 from batchrun.storage.disk import Disk
 from batchrun.storage.ledger import Ledger
 from batchrun.storage.thread import Storage
@@ -61,6 +60,8 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
         BatchrunError: why the run ended early; what was reached is in ledger and output.
     """
     started_at = time.time()
+    if (config.new_run or config.if_finished == "new") and config.settings.provider != "emulator":
+        credentials_from(environ)  # without them, what is there stays where it is
     with on_signals(_interrupt), recover(config, started_at) as recovered:
         ledger, problem = recovered.ledger, None
         if ledger.job().options != config.remembered():
@@ -68,6 +69,8 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
                 ledger.save(options=config.remembered())
         if recovered.has_work:
             problem = work_through(work(config, recovered, environ, screen))
+        if config.new_run and isinstance(problem, TryLater | Interrupted):
+            problem.remedy = f"batchrun resume {config.paths.named} continues; --new-run again would begin anew"
         with on_signals(lambda number: None):  # a few files are left to bring in step
             done, asked, answered = ledger.totals()
             summary = replace(summarize(ledger, recovered.source.records), input_tokens=asked, output_tokens=answered)
@@ -79,9 +82,8 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
             if code != DISK:  # a disk that has failed is not written to again; the next start looks closely
                 close_job(config, recovered, code, problem)
         event("finished", exit_code=code, **{str(state): count for state, count in summary.counts.items()})
-        lost_meta = recovered.has_work and not stat.S_ISREG(os.fstat(recovered.source.fd).st_mode)
-    put_aside, seconds = recovered.put_aside, time.time() - started_at
-    return replace(summary, exit_code=code, problem=problem, put_aside=put_aside, lost_meta=lost_meta, seconds=seconds)
+    put_aside, unread, seconds = recovered.put_aside, recovered.unread, time.time() - started_at
+    return replace(summary, exit_code=code, problem=problem, put_aside=put_aside, unread=unread, seconds=seconds)
 
 
 def _damaged(config: JobConfig, how: str) -> DiskProblem:
@@ -91,7 +93,7 @@ def _damaged(config: JobConfig, how: str) -> DiskProblem:
 
 def close_job(config: JobConfig, recovered: Recovered, code: int, problem: BatchrunError | None) -> None:
     """Bring the failures file in step, say how the run ended, and empty the ledger's log."""
-    write_failures(recovered.ledger, recovered.source, config.paths)
+    recovered.unread += write_failures(recovered.ledger, recovered.source, config.paths)
     with recovered.ledger.transaction():
         recovered.ledger.end_run(recovered.run_id, code, time.time(), problem)
     recovered.ledger.checkpoint()
@@ -140,7 +142,7 @@ async def work(
                 if screen is not None:
                     watching.append(screen(Progress(begun, backlog, tracker, submitter, stop)))
                 watchers = [stages.create_task(each) for each in watching]
-                await write_answers(run, answers)
+                recovered.unread += await write_answers(run, answers)
                 await asyncio.wait([reading, sending, polling])
                 for watcher in watchers:
                     watcher.cancel()
@@ -176,7 +178,7 @@ async def open_provider(config: JobConfig, environ: Mapping[str, str]) -> AsyncI
         return
     from batchrun import emulator
 
-    nobody = Credentials("Api-Key emulator", "b1gemulator000000000")
+    nobody = Credentials("Api-Key of-nobody", "b1gemulator000000000")
     faults = emulator.Settings.parse(config.emulator_faults)
     try:
         started = await emulator.start(faults, journal=config.paths.emulator_journal)
@@ -198,6 +200,8 @@ def _hour_window(config: JobConfig, ledger: Ledger) -> HourWindow:
 
 
 def _interrupt(number: int) -> None:
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # what is undone now is undone whole
     raise Interrupted(number)
 
 

@@ -248,9 +248,9 @@ def _what_is_wrong(text: str, at: int, complaint: str) -> tuple[str, int]:
     return next(fit), at
 
 
-def shown(key: str) -> str:
+def shown(key: str, most: int = 40) -> str:
     """A key as it may stand in a message: cut, and without anything a terminal would obey."""
-    cut = key if len(key) <= 40 else key[:40] + "…"
+    cut = key if len(key) <= most else key[:most] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 

@@ -14,13 +14,15 @@ LOGGER = logging.getLogger("batchrun")
 LOGGER.addHandler(logging.NullHandler())
 LOGGER.propagate = False
 
+_secrets = set[str]()
 _redactor = Redactor()
 
 
 def keep_secret(secrets: Iterable[str]) -> None:
     """From now on these exact texts appear in no log line and no message, whatever their shape."""
     global _redactor
-    _redactor = Redactor(secrets)
+    _secrets.update(secrets)
+    _redactor = Redactor(_secrets)
 
 
 def redact(text: str) -> str:

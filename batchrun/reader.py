@@ -28,7 +28,7 @@ class Reader:
         self._run = run
         self._source = source = run.source
         self._splitter = LineSplitter(offset=source.first_offset, number=source.first_line)
-        self._seen = (source.checked or (0, 0, 0, b""))[:3]
+        self._seen = source.checked and source.checked[0]
 
     async def run(self, out: Channel[Record]) -> None:
         """Put every record still to be sent into the channel, and close it when none can come any more."""
@@ -132,9 +132,9 @@ class Reader:
             raise self._changed() from error
         if now == self._seen:
             return
-        inode, _, size, known = self._source.checked
-        is_longer = now[0] == inode and now[2] >= size
-        if not is_longer or await asyncio.to_thread(prefix_digest, self._source.fd, size) != known:
+        (inode, _, size), end, known = self._source.checked
+        is_longer = now[0] == inode and now[2] >= end
+        if not is_longer or await asyncio.to_thread(prefix_digest, self._source.fd, end) != known:
             raise self._changed()
         self._seen = now
         event("input_grew", bytes=now[2] - size)

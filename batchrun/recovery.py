@@ -29,7 +29,7 @@ from batchrun.record import Settings, State, after_crash
 from batchrun.spool import open_copy
 from batchrun.stop import in_time
 from batchrun.storage.jobdir import JobDir, JobPaths
-from batchrun.storage.ledger import Ledger
+from batchrun.storage.ledger import Ledger, has_log
 from batchrun.storage.results import Results
 from batchrun.summary import summarize
 
@@ -46,6 +46,7 @@ class Recovered:
     run_id: int
     has_work: bool
     put_aside: str | None = None
+    unread: int = 0  # records whose line was wanted for the output or the failures, and is not there any more
 
 
 @contextmanager
@@ -61,11 +62,11 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
         jobdir, put_aside = JobDir.take(config.paths), None
         held.callback(lambda: jobdir.release())  # whichever it is by then
         refused = held.enter_context(ExitStack())
-        if config.new_run or (config.if_finished == "new" and has_finished(jobdir, config.limit)):
-            old = jobdir
-            jobdir, put_aside = start_over(old, now)
-            refused.callback(old.release)
+        if begins_anew(config):
+            old, put_aside = jobdir, jobdir.free_suffix(now)
             refused.callback(old.put_back, put_aside)
+            jobdir = start_over(old, put_aside)
+            refused.callback(old.release)
         refused.callback(jobdir.discard_if_made)
         ledger = held.enter_context(closing(Ledger.open(jobdir.make_ledger_file())))
         is_new = not ledger.exists()
@@ -94,6 +95,9 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
                 with in_time(config.deadline):
                     taken_out = partial(tail.take_out, ledger, results, jobdir, now)
                     source = settle_input(ledger, input_fd, config, taken_out)
+            if put_aside is not None and not source.records:
+                remedy = "what was there is as it was; name an input with records"
+                raise InputProblem(f"{config.input} holds no record to begin anew with", remedy=remedy)
             if results is None:
                 results = held.enter_context(closing(tail.lock_output(config.paths)))
             elif (rewritten := tail.replaced(ledger, config.paths)) is not None:
@@ -141,18 +145,22 @@ def unread(ledger: Ledger, fd: int, config: JobConfig) -> Source:
 # --- 0: the files and the locks ---
 
 
-def start_over(jobdir: JobDir, now: float) -> tuple[JobDir, str]:
+def start_over(jobdir: JobDir, suffix: str) -> JobDir:
     """--new-run: the old job keeps its files under a dated name, and its lock; this one begins with none."""
     if jobdir.paths.output.exists():
         tail.lock_output(jobdir.paths).close()
-    suffix = jobdir.put_aside(now)
-    return JobDir.take(jobdir.paths), suffix
+    jobdir.put_aside(suffix)
+    return JobDir.take(jobdir.paths)
 
 
-def has_finished(jobdir: JobDir, limit: int | None) -> bool:
-    """Whether the job that is there has nothing left to do."""
-    with closing(Ledger.read_only(jobdir.make_ledger_file())) as ledger:
-        return ledger.exists() and summarize(ledger).is_finished(limit)
+def begins_anew(config: JobConfig) -> bool:
+    """Whether what is there is to be put aside: all of it, or a job that has nothing left to do."""
+    if config.new_run:
+        return any(os.path.lexists(path) for path in (config.paths.ledger, config.paths.output, config.paths.failures))
+    if config.if_finished != "new" or not config.paths.ledger.exists():
+        return False
+    with closing(Ledger.read_only(config.paths.ledger, alone=not has_log(config.paths.ledger))) as ledger:
+        return ledger.exists() and summarize(ledger).is_finished(config.limit)
 
 
 def refuse_foreign_failures(paths: JobPaths) -> None:

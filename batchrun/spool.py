@@ -74,14 +74,15 @@ class Spool:
     """
 
     def __init__(self, config: JobConfig, fd: int, *, for_good: bool) -> None:
-        aside = Path(tempfile.gettempdir(), f"batchrun-{os.getpid()}")
         self._path = config.paths.spool
-        self._part = self._path.with_name("spool.part") if for_good else aside
+        self._part = self._path.with_name("spool.part")
         self._for_good = for_good
         self._input = config.input
         self._settings = config.settings
         self._is_new = False
         self.source = _made_of(config.input, fd, config.settings)
+        if self.source is not None and not for_good:
+            self._part = Path(tempfile.gettempdir(), f"batchrun-{os.getpid()}")
 
     def __enter__(self) -> Self:
         return self

@@ -20,7 +20,7 @@ class Summary:
 
     ``maybe_paid`` counts records that were possibly paid twice, ``named`` are the first of them as (line, id).
     ``failed_kinds`` are those of the FAILED records alone: (kind, records, first line). Tokens are added up at the end
-    of a run. ``lost_meta``: answers were written without their ``meta``, because the input was not there.
+    of a run. ``unread``: answers and failures that were written without ``meta`` or ``input``, their line being gone.
     """
 
     counts: dict[State, int]
@@ -35,7 +35,7 @@ class Summary:
     exit_code: int | None = None
     problem: BatchrunError | None = None
     put_aside: str | None = None
-    lost_meta: bool = False
+    unread: int = 0
 
     @property
     def unsent(self) -> int | None:
@@ -93,7 +93,8 @@ def headline(summary: Summary) -> str:
     if summary.unsent:
         parts.append(f"{summary.unsent:,} not sent")
     parts.append(f"{summary.maybe_paid:,} possibly paid twice")
-    return ", ".join(parts) + "; the input is not there, so meta is null" * summary.lost_meta
+    gone = f"; {summary.unread:,} of them without meta or input: their lines are gone or changed"
+    return ", ".join(parts) + gone * bool(summary.unread)
 
 
 def details(summary: Summary) -> list[str]:

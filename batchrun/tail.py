@@ -58,7 +58,8 @@ def output_changed(paths: JobPaths, how: str, ledger: Ledger) -> InputProblem:
     done = sum(row["records"] for row in ledger.tally() if row["state"] == State.DONE)
     return InputProblem(
         f"{paths.output} {how}, but its job has {done:,} paid answers",
-        remedy="put the file back as it was; --rebuild-output fetches what is still kept, --new-run pays for all again",
+        remedy="put the file back as it was; batchrun run with --rebuild-output fetches what is still kept, "
+        "with --new-run it pays for all again",
     )
 
 

@@ -59,7 +59,7 @@ def read_template(path: Path) -> Template:
         compiled(text)
     except jinja2.TemplateSyntaxError as error:
         raise UsageProblem(
-            f"{path}:{error.lineno}: {shown(error.message or '')}", remedy="mend the template"
+            f"{path}:{error.lineno}: {shown(error.message or '', 200)}", remedy="mend the template"
         ) from error
     except (RecursionError, MemoryError, OverflowError, SyntaxError, ValueError) as error:
         raise UsageProblem(f"{path}: nested too deep, or too long", remedy="make the template simpler") from error
@@ -132,9 +132,7 @@ def compiled(text: str) -> Callable[[JsonObject], str]:
                 return f"{name} is not allowed"
             return self._undefined_hint or f"{name} {MISSING}"
 
-    sandbox = ImmutableSandboxedEnvironment(
-        undefined=Missing, autoescape=False, keep_trailing_newline=True, optimized=False
-    )
+    sandbox = ImmutableSandboxedEnvironment(undefined=Missing, autoescape=False, optimized=False)
     del sandbox.filters["random"], sandbox.globals["lipsum"]  # a record is one prompt, however often it is read
     template = sandbox.from_string(text)
 

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -32,23 +32,28 @@ _LINE_ENDS = ((b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"), (b"\
 """Characters that some readers take for a line end: a result must stay one line for them too."""
 
 
-async def write_answers(run: Run, answers: Channel[Answered]) -> None:
-    """Write them as they come, as many at a time as have come."""
+async def write_answers(run: Run, answers: Channel[Answered]) -> int:
+    """Write them as they come, as many at a time as have come. Returns how many lack their ``meta``."""
+    unread = 0
     while batch := await answers.get_all():
-        await run.storage.write_lines(await run.storage.do(_lines_of, batch, run.source, run.config.settings))
+        lines, without_meta = await run.storage.do(_lines_of, batch, run.source, run.config.settings)
+        await run.storage.write_lines(lines)
+        unread += without_meta
+    return unread
 
 
-def _lines_of(ledger: Ledger, batch: Sequence[Answered], source: Source, settings: Settings) -> list[Line]:
-    lines, now = [], time.time()
+def _lines_of(ledger: Ledger, batch: Sequence[Answered], source: Source, settings: Settings) -> tuple[list[Line], int]:
+    lines, without_meta, now = [], 0, time.time()
     rows = ledger.rows([answered.seq for answered in batch])
     for answered in batch:
         row = rows[answered.seq]
         parsed = read_again(source, row, with_prompt=False)
         if parsed is None:
+            without_meta += 1
             event("input_line_changed", logging.WARNING, line=row.place.line)
         result = result_of(answered, row, parsed, settings, now)
         lines.append(Line(row.seq, answered.operation_id, one_line(result), answered.answer.usage, now))
-    return lines
+    return lines, without_meta
 
 
 def result_of(answered: Answered, row: Row, parsed: Parsed | None, settings: Settings, now: float) -> dict[str, Any]:
@@ -122,25 +127,38 @@ def _model(prompt: Prompt | None, settings: Settings) -> str:
     return re.sub(r"^gpt://[^/]*/", "", named)
 
 
-def write_failures(ledger: Ledger, source: Source, paths: JobPaths) -> None:
-    """Bring the failures file in step with the ledger, in one rename; no failures, no file."""
-    lines = (one_line(failure_of(row, source)) for row in ledger.rows_unwell())
+def write_failures(ledger: Ledger, source: Source, paths: JobPaths) -> int:
+    """Bring the failures file in step with the ledger, in one rename; no failures, no file.
+
+    Returns how many have no ``input`` although they were records: their line is gone.
+    """
+    unread = 0
+
+    def made() -> Iterator[bytes]:
+        nonlocal unread
+        for row in ledger.rows_unwell():
+            failure = failure_of(row, source)
+            unread += failure["input"] is None and failure["error"]["kind"] != "bad_input"
+            yield one_line(failure)
+
+    lines = made()
     with writing(paths.failures):
         first = next(lines, None)
         if first is None:
             paths.failures.unlink(missing_ok=True)
-            return
+            return 0
         paths.new_failures.unlink(missing_ok=True)  # of a run that was killed here
         write_new(paths.new_failures, chain((first,), lines), 0o666)
         os.replace(paths.new_failures, paths.failures)
         sync_directory(paths.failures.parent)
+    return unread
 
 
 def failure_of(row: Row, source: Source) -> dict[str, Any]:
     """One failure, with all its fields; ``meta`` and ``input`` are null if the line is no longer there to be read."""
     failure = row.failure
     assert failure is not None, "the schema forbids it"
-    parsed = read_again(source, row, with_prompt=failure.kind == "bad_input")
+    parsed = None if failure.kind == "bad_input" else read_again(source, row, with_prompt=False)
     as_read = None
     if parsed:
         raw = os.pread(source.fd, row.place.length, row.place.offset)

@@ -12,6 +12,7 @@ from importlib import import_module
 from io import TextIOWrapper
 
 import click
+from click.core import ParameterSource
 
 import batchrun
 from batchrun.cli.report import report_bug, report_problem, say
@@ -106,6 +107,15 @@ def main() -> None:
     sys.exit(code)
 
 
+def _read_from(problem: click.ClickException) -> str:
+    """Where a bad value comes from, if nobody has typed it."""
+    match problem:
+        case click.BadParameter(ctx=click.Context() as context, param=click.Option(name=str() as name)):
+            if context.get_parameter_source(name) is ParameterSource.ENVIRONMENT:
+                return f" It is from the environment: BATCHRUN_{name.upper()}."
+    return ""
+
+
 def exit_code_of(command: Callable[[], int | None]) -> int:
     """Do it. Whatever ends it early is told in words."""
     try:
@@ -116,7 +126,7 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
         problem.show()
         return problem.exit_code
     except click.ClickException as problem:
-        say(f"error: {redact(problem.format_message())}")
+        say(f"error: {redact(problem.format_message())}{_read_from(problem)}")
         say("  batchrun --help, or batchrun COMMAND --help, lists what there is")
         return problem.exit_code
     except (click.Abort, KeyboardInterrupt):

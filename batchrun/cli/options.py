@@ -42,6 +42,8 @@ class Option(click.Option):
 class Number(click.FloatRange):
     """A number, and not the float that is none."""
 
+    name = "number"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
         if math.isnan(number):

@@ -133,7 +133,7 @@ def by_name(job: JobPaths) -> Iterator[None]:
     try:
         yield
     except BatchrunError as problem:
-        if str(job.output) not in re.split("[ `:,]+", problem.cause):
+        if not re.search(rf"(?<![^ `]){re.escape(str(job.output))}(?![^ `:,])", problem.cause):
             problem.cause = f"{job.output}: {problem.cause}"
         raise
 

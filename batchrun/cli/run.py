@@ -89,7 +89,7 @@ def run_job(config: JobConfig, *, quiet: bool = False, always_say: bool = False)
     summary = job.run(config, os.environ, screen)
     if on_terminal or always_say:
         print_summary(summary, config)
-    elif summary.problem is None and (summary.exit_code or summary.lost_meta):
+    elif summary.problem is None and (summary.exit_code or summary.unread):
         say_unwell(summary, config.paths)
     if summary.problem is not None:
         raise summary.problem
@@ -99,7 +99,7 @@ def run_job(config: JobConfig, *, quiet: bool = False, always_say: bool = False)
 def say_unwell(summary: Summary, paths: JobPaths) -> None:
     """The two lines of a job whose end somebody should know of."""
     say(f"batchrun: {headline(summary)}")
-    look = f"see {paths.failures}, or: batchrun status {paths.named}"
+    look = f"see {paths.failures}, or: " * paths.failures.exists() + f"batchrun status {paths.named}"
     say(f"  {retry_of_doubtful(summary, paths.named) or look}")
 
 
@@ -109,7 +109,8 @@ def print_summary(summary: Summary, config: JobConfig) -> None:
     for line in details(summary):
         say(line)
     if summary.put_aside:
-        say(f"the job before is kept as {config.paths.output}{summary.put_aside}")
+        before = (Path(f"{path}{summary.put_aside}") for path in (config.paths.output, config.paths.state))
+        say(f"the job before is kept: batchrun status {JobPaths.of(*before).named}")
     say(f"answers  {config.paths.output}")
     if config.paths.failures.exists():
         say(f"failures {config.paths.failures}")
@@ -128,9 +129,9 @@ def config_of(options: dict[str, Any]) -> JobConfig:
     if given.output is None:
         raise UsageProblem("where should the answers go?", remedy="add -o answers.jsonl")
     refuse_strange_text(options)
-    if given.output.is_dir():
+    if os.path.isdir(given.output):
         raise UsageProblem(f"{given.output} is a directory", remedy="name a file with -o")
-    if not given.output.parent.is_dir():
+    if not os.path.isdir(given.output.parent):
         raise DiskProblem(f"there is no folder {given.output.parent}", remedy="make it, or choose another -o")
     paths = JobPaths.of(given.output, given.state_dir)
     refuse_log(given.log_file, paths, given.input)
@@ -210,11 +211,13 @@ def refuse_strange_text(options: dict[str, Any]) -> None:
 
 def refuse_unknown_settings() -> None:
     """Raise UsageProblem for a BATCHRUN_… that no option reads: a typo there would cost money unseen."""
-    known = [f"BATCHRUN_{param.name}".upper() for param in run.params]
+    options = [each for each in run.params if isinstance(each, click.Option)]
+    is_read = {f"BATCHRUN_{option.name}".upper(): option.allow_from_autoenv for option in options}
     for name in os.environ:
-        if name.startswith("BATCHRUN_") and name not in known:
-            alike = difflib.get_close_matches(name, known, n=1)
+        if name.startswith("BATCHRUN_") and not is_read.get(name):
+            alike = difflib.get_close_matches(name, is_read, n=1)
             hint = f"did you mean {alike[0]}?" if alike else "unset it; batchrun run --help lists the options"
+            hint = "unset it: that option is only given by hand" if name in is_read else hint
             raise UsageProblem(f"{name} is set, and is no setting of batchrun", remedy=hint)
 
 

@@ -146,7 +146,9 @@ def _next(summary: Summary, last: PastRun | None, ledger: Ledger, paths: JobPath
     if last is not None and last.exit_code in MUST_BE_MENDED and last.remedy:
         return last.remedy
     if not paths.output.exists() and counts[State.DONE]:
-        return f"{paths.output} is gone: --rebuild-output fetches again what the service still keeps"
+        return (
+            f"{paths.output} is gone: the same command with --rebuild-output fetches again what the service still keeps"
+        )
     limit = json.loads(options).get("limit")
     if summary.unsent is None or (summary.unsent and isinstance(limit, int) and summary.is_finished(limit)):
         return "the same command without --limit sends the rest"
@@ -157,8 +159,10 @@ def _next(summary: Summary, last: PastRun | None, ledger: Ledger, paths: JobPath
     if again := retry_of_doubtful(summary, paths.named):
         return f"decide: {again}"
     if counts[State.FAILED]:
-        again = f"batchrun retry {paths.named}"
-        none_may_pass = next(ledger.rows_to_retry(""), None) is None
-        again += " --only KIND one as it is" if none_may_pass else " what may pass now"
-        return f"look at {paths.failures}; the same command sends a mended line, {again}"
+        ways = [f"batchrun resume {paths.named} sends a mended line"]
+        if next(ledger.rows_to_retry(""), None) is not None:
+            ways.append(f"batchrun retry {paths.named} what may pass now")
+        elif any(kind != "bad_input" for kind, _, _ in summary.failed_kinds):
+            ways.append(f"batchrun retry {paths.named} --only KIND one as it is")
+        return f"look at {paths.failures}; {', '.join(ways)}"
     return "nothing, every record is written"

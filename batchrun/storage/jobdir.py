@@ -48,7 +48,7 @@ class JobPaths:
 
     @classmethod
     def of(cls, output: Path, state_dir: Path | None = None) -> Self:
-        if not output.name:
+        if output.name in ("", "-"):
             raise UsageProblem(f"'{output}' is not the name of a file", remedy="name the one with the answers")
         state = state_dir or _state_of(output.parent, output.name)
         if state.resolve() in (Path.cwd(), *output.resolve().parents):
@@ -178,19 +178,17 @@ class JobDir:
         taken = len(os.listdir(self.paths.quarantine))
         return self.paths.quarantine / f"{stamp}-{taken}"
 
-    def put_aside(self, now: float) -> str:
-        """Rename output, failures and state directory, all with one dated suffix; returns the suffix.
+    def put_aside(self, suffix: str) -> None:
+        """Rename output, failures and state directory, all with one suffix.
 
         The state directory goes last: until then the next start sees a job whose output is gone. The names are durable
         when those of the new job are, which is before anything is sent.
         """
-        suffix = self.free_suffix(now)
         for path in self._all():
             if path == self.paths.state:
                 sync_directory(self.paths.output.parent)  # no output may come back without its ledger
             if os.path.lexists(path):
                 os.rename(path, f"{path}{suffix}")
-        return suffix
 
     def put_back(self, suffix: str) -> None:
         """Undo ``put_aside``, in the other order, while its lock is held. Anything in the way leaves the rest aside."""

@@ -203,8 +203,7 @@ class Ledger:
         """A ledger in a file without a name, gone when it is closed: the one that is there, or an empty one."""
         ledger = cls(sqlite3.connect("", isolation_level=None), path or Path("-"))
         if path is not None and path.exists():
-            no_log = not path.with_name(f"{path.name}-wal").exists()
-            with closing(cls.read_only(path, alone=no_log)) as real, ledger._translated():
+            with closing(cls.read_only(path, alone=not has_log(path))) as real, ledger._translated():
                 real.connection.backup(ledger.connection)
         return ledger
 
@@ -568,6 +567,11 @@ class Ledger:
 def files_of(path: Path) -> list[Path]:
     """The ledger and what SQLite keeps beside it."""
     return [path.with_name(f"{path.name}{suffix}") for suffix in ("", "-wal", "-shm", "-journal")]
+
+
+def has_log(path: Path) -> bool:
+    """Whether a run is at work on this ledger, or was killed; else it can be read without a file beside it."""
+    return path.with_name(f"{path.name}-wal").exists()
 
 
 def check_files(path: Path) -> None:

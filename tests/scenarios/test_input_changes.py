@@ -150,12 +150,18 @@ def test_a_failures_file_made_anew_hides_no_payment_of_the_job_it_came_from(benc
     bench.check()
 
 
-@pytest.mark.parametrize("change", ["edited", "shortened", "replaced"])
-def test_an_input_that_changes_while_it_is_read_stops_the_run(bench: Bench, change: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [("edited", ()), ("edited", ("--limit", "1899")), ("shortened", ()), ("replaced", ())],
+    ids=["edited", "edited_within_a_limit", "shortened", "replaced"],
+)
+def test_an_input_that_changes_while_it_is_read_stops_the_run(
+    bench: Bench, change: str, options: tuple[str, ...]
+) -> None:
     """Fails if ``_check_unchanged`` compares less than inode, time, size and the bytes that were checked."""
     bench.lines(*(json.dumps(f"{number:04} {'word ' * 220}") for number in range(1900)))  # more than the queue holds
     bench.emulator.change(slow=0.2)
-    running = bench.start_until("--rps", "2000", open=8)
+    running = bench.start_until("--rps", "2000", *options, open=8)
     content = bench.input.read_bytes()
     if change == "replaced":
         (bench.folder / "new.jsonl").write_bytes(content.replace(b"word", b"verb"))

@@ -109,6 +109,15 @@ def test_a_dry_run_refuses_what_the_run_would(
     assert finished.is_untouched()
 
 
+def test_a_dry_run_knows_of_a_job_that_would_begin_anew_and_of_one_that_only_collects(finished: Bench) -> None:
+    """Fails if the new input is held against the old job, or if records are counted that are not sent."""
+    finished.records("d", "e")
+    ran = look(finished, "--if-finished", "new")
+    assert (ran.exit_code, ran.stdout.splitlines()[2:4]) == (0, ["in ledger    0", "to send      2"])
+    finished.records("a", "b", "c", "d")
+    assert "to send      0\n" in look(finished, "--collect-only").stdout
+
+
 def test_a_dry_run_knows_what_the_last_hour_has_used(finished: Bench) -> None:
     """Fails if the quota of the hour is taken for free: 3 of 4 are used, so the last of 2 waits for the next hour."""
     finished.append("d", "e")

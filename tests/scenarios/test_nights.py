@@ -56,6 +56,30 @@ def test_what_is_paid_for_is_fetched_and_nothing_is_sent(bench: Bench) -> None:
     bench.check()
 
 
+def test_an_unfinished_job_whose_input_was_replaced_can_still_be_collected_and_is_told_so(bench: Bench) -> None:
+    """Fails if nobody is told the way to answers that lapse, or that ``meta`` is lost on it."""
+    bench.records("a", "b")
+    bench.expect("b", fail=1, fail_code=3)
+    bench.emulator.change(poll_status=503)
+    bench.kill_once(open=2)
+    bench.emulator.change(poll_status=0)
+    bench.records("c", "d")
+    ran = bench.run("--if-finished", "new")
+    assert (
+        ran.exit_code,
+        ran.stderr.rstrip().endswith("resume out.jsonl --collect-only fetches what is paid for"),
+    ) == (
+        3,
+        True,
+    )
+    ran = bench.spawn("resume", "out.jsonl", "--collect-only").wait()
+    assert (ran.exit_code, "; 2 of them without meta or input: their lines are gone or changed" in ran.stderr) == (
+        1,
+        True,
+    )
+    assert bench.states() == {"done": 1, "failed": 1}
+
+
 def test_without_the_input_all_that_is_paid_for_is_fetched_though_an_operation_fails_in_passing(bench: Bench) -> None:
     """Fails if the reader takes up a record that came back: it cannot be read, and would end the run."""
     bench.records("a", "b")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
-from tests.scenarios.bench import Bench
+from tests.scenarios.bench import Bench, as_owner, wait_until
 
 
 def test_other_settings_are_refused_once_something_was_accepted(finished: Bench) -> None:
@@ -87,10 +89,11 @@ def test_a_clock_far_beyond_any_calendar_spoils_no_ledger(finished: Bench) -> No
 
 
 @pytest.mark.parametrize("option", ["--new-run", "--if-finished=new"])
-def test_a_new_run_that_is_refused_leaves_the_old_one_as_it_was(finished: Bench, option: str) -> None:
+@pytest.mark.parametrize("text", ["no record\n", ""])
+def test_a_new_run_that_is_refused_leaves_the_old_one_as_it_was(finished: Bench, option: str, text: str) -> None:
     """Fails if the old job stays aside: a night without a good input would take the answers of the last away."""
     given, results = finished.input.read_bytes(), finished.output.read_bytes()
-    finished.input.write_text("no record\n")
+    finished.input.write_text(text)
     ran = finished.run(option, "--log-file", "log")
     assert (ran.exit_code, "put_aside" in (finished.folder / "log").read_text()) == (3, False)
     assert finished.output.read_bytes() == results
@@ -98,6 +101,55 @@ def test_a_new_run_that_is_refused_leaves_the_old_one_as_it_was(finished: Bench,
     finished.input.write_bytes(given)
     assert finished.run().exit_code == 0
     finished.check()
+
+
+def test_a_new_run_without_a_key_or_a_place_leaves_the_old_one_as_it_was(finished: Bench) -> None:
+    """Fails if the key is looked for when the old job is aside, or if half of its files stay there."""
+    states = finished.folder / "states"
+    states.mkdir()
+    finished.state.rename(states / "state")
+    results = finished.output.read_bytes()
+    new = "--state-dir", "states/state", "--new-run"
+    assert finished.run(*new, env=finished.environment_without_credentials).exit_code == 5
+    states.chmod(0o500)
+    ran = finished.run(*new, within=as_owner())
+    states.chmod(0o700)
+    assert (ran.exit_code, "Permission denied" in ran.stderr) == (74, True)
+    assert finished.output.read_bytes() == results
+    assert not list(finished.folder.glob("*.2*"))
+    assert finished.run("--state-dir", "states/state").exit_code == 0
+    assert finished.emulator.submissions == {"a": 1, "b": 1, "c": 1}
+
+
+def test_a_new_run_where_nothing_is_puts_nothing_aside(bench: Bench) -> None:
+    bench.records("a")
+    assert bench.run("--new-run", "--limit", "1").exit_code == 0
+    assert sorted(path.name for path in bench.folder.glob("out*")) == ["out.jsonl", "out.jsonl.batchrun"]
+
+
+def test_after_a_new_run_the_way_on_is_not_another_new_run(finished: Bench) -> None:
+    """Fails if whoever types the same command again, as the message says, pays for everything once more."""
+    finished.append(*(f"more {number}" for number in range(40)))
+    running = finished.start("--new-run", "--rps", "5")
+    wait_until(lambda: len(list(finished.folder.glob("out.jsonl.2*"))) == 1, "it is begun", while_alive=running)
+    finished.wait_for(running, open=1)
+    assert running.stop(signal.SIGTERM).stderr.splitlines()[1].startswith("  batchrun resume out.jsonl continues")
+
+
+def test_what_no_environment_decides_is_refused_there(finished: Bench) -> None:
+    """Fails if a setting that is not read is passed over, or if a bad one is blamed on an option nobody typed."""
+    for name, value, said in (
+        ("BATCHRUN_IF_FINISHED", "new", "unset it: that option is only given by hand"),
+        ("BATCHRUN_CONCURRENCY", "ten", "'ten' is not a valid integer range. It is from the environment: BATCHRUN_C"),
+    ):
+        ran = finished.run(env={**finished.environment, name: value})
+        assert (ran.exit_code, said in ran.stderr) == (2, True), ran
+
+
+def test_a_dash_is_no_output(bench: Bench) -> None:
+    """Fails if files of that name are made: answers on a pipe could not be gone on with."""
+    ran = bench.spawn("in.jsonl", "-o", "-").wait()
+    assert (ran.exit_code, ran.stderr.splitlines()[0]) == (2, "error: '-' is not the name of a file")
 
 
 def test_a_new_run_puts_the_old_one_aside_under_a_dated_name(finished: Bench) -> None:

@@ -165,15 +165,13 @@ def test_a_flag_wins_over_the_environment(command: Command, nothing: Path, monke
 def test_money_is_not_spent_again_because_of_the_environment(
     command: Command, nothing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("BATCHRUN_NEW_RUN", "1")
-    monkeypatch.setenv("BATCHRUN_IF_FINISHED", "new")
-    for _ in range(2):
-        assert command("empty.jsonl", "-o", "out.jsonl").code == 0
+    assert command("empty.jsonl", "-o", "out.jsonl").code == 0
+    for name in ("NEW_RUN", "IF_FINISHED", "REBUILD_OUTPUT", "ACCEPT_CHANGED"):
+        with monkeypatch.context() as changed:
+            changed.setenv(f"BATCHRUN_{name}", "new")
+            said = command("empty.jsonl", "-o", "out.jsonl")
+        assert (said.code, f"BATCHRUN_{name} is set" in said.err, "by hand" in said.err) == (2, True, True)
     assert len(list(tmp_path.glob("out.jsonl*"))) == 2  # the output and its state, nothing put aside
-    assert command("empty.jsonl", "-o", "out.jsonl", "--new-run").code == 0
-    assert len(list(tmp_path.glob("out.jsonl*"))) == 4
-    assert command("empty.jsonl", "-o", "out.jsonl", "--if-finished", "new").code == 0
-    assert len(list(tmp_path.glob("out.jsonl*"))) == 6
 
 
 def test_collecting_begins_no_job(command: Command, nothing: Path, tmp_path: Path) -> None:
@@ -251,3 +249,12 @@ def test_a_bug_leaves_its_details_in_a_private_file(
     assert "RuntimeError" in log.read_text()
     assert "AQVNsecret" not in log.read_text() + said.err
     assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_plain_input_needs_no_temporary_folder(
+    command: Command, nothing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if a run, or a look, asks for a place that only a copy of an archive needs."""
+    monkeypatch.setattr("tempfile.gettempdir", lambda: (_ for _ in ()).throw(FileNotFoundError("no folder")))
+    assert command("empty.jsonl", "-o", "out.jsonl").code == 0
+    assert command("check", "empty.jsonl").code == 0

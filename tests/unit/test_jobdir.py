@@ -267,7 +267,8 @@ def test_the_old_job_is_put_aside_under_one_dated_name_and_nothing_is_lost(paths
         jobdir = JobDir.take(paths)
         paths.output.write_text("answers")
         paths.failures.write_text("failures")
-        suffix = jobdir.put_aside(now)
+        suffix = jobdir.free_suffix(now)
+        jobdir.put_aside(suffix)
         jobdir.release()
         assert re.fullmatch(r"\.\d{8}T\d{6}\+*", suffix)
         assert Path(f"{paths.output}{suffix}").read_text() == "answers"
@@ -278,7 +279,8 @@ def test_the_old_job_is_put_aside_under_one_dated_name_and_nothing_is_lost(paths
 
 def test_a_job_without_failures_is_put_aside_too(paths: JobPaths) -> None:
     jobdir = JobDir.take(paths)
-    suffix = jobdir.put_aside(NOW)
+    suffix = jobdir.free_suffix(NOW)
+    jobdir.put_aside(suffix)
     assert [entry.name for entry in paths.output.parent.iterdir()] == [f"out.jsonl.batchrun{suffix}"]
     jobdir.release()
 

@@ -19,7 +19,7 @@ import pytest
 from batchrun import job
 from batchrun.cli import exit_code_of
 from batchrun.cli.options import deadline, share
-from batchrun.cli.resume import SERIOUS, config_of_job, jobs_of, resume
+from batchrun.cli.resume import SERIOUS, by_name, config_of_job, jobs_of, resume
 from batchrun.cli.run import config_of, run
 from batchrun.cli.status import open_job
 from batchrun.config import REMEMBERED, JobConfig
@@ -152,6 +152,25 @@ def resumed(*words: object) -> int:
 
 def nobody(error: OSError) -> None:
     raise AssertionError(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "cause", "told"),
+    [
+        ("a", "the ledger is damaged", "a: the ledger is damaged"),
+        ("my out", "`my out` is in use by another run", "`my out` is in use by another run"),
+        (
+            "out",
+            "the ledger `out.batchrun/ledger.db` is damaged",
+            "out: the ledger `out.batchrun/ledger.db` is damaged",
+        ),
+        ("out", "out: no such file or folder", "out: no such file or folder"),
+    ],
+)
+def test_of_several_jobs_each_is_named_once(name: str, cause: str, told: str) -> None:
+    with pytest.raises(DiskProblem) as caught, by_name(JobPaths.of(Path(name))):
+        raise DiskProblem(cause, remedy="")
+    assert caught.value.cause == told
 
 
 def test_a_folder_without_a_job_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

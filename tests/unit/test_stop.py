@@ -7,10 +7,12 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 
 import pytest
 
 from batchrun.errors import DiskProblem, Interrupted, NoSuccess
+from batchrun.job import _interrupt
 from batchrun.stop import SIGNALS, Stop, on_signals
 
 FULL = DiskProblem("the disk is full", remedy="free some space")
@@ -144,6 +146,26 @@ def test_signals_are_put_back_when_the_block_fails() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(RuntimeError), on_signals(lambda number: None):
         raise RuntimeError
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_what_one_signal_undoes_no_other_interrupts() -> None:
+    """Fails if a second signal leaves half of an old job aside."""
+    before, undone = [signal.getsignal(number) for number in SIGNALS], []
+
+    def undo() -> None:
+        for number in SIGNALS:
+            signal.raise_signal(number)
+        undone.append("all of it")
+
+    def begin() -> None:
+        with on_signals(_interrupt), ExitStack() as stack:
+            stack.callback(undo)
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        begin()
+    assert undone == ["all of it"]
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 

@@ -27,9 +27,9 @@ max_tokens = 5
 """
 
 
-def test_the_text_stays_as_it_is_and_keeps_its_lines(tmp_path: Path) -> None:
+def test_the_text_stays_as_it_is_but_for_the_end_of_its_file_and_keeps_its_lines(tmp_path: Path) -> None:
     (tmp_path / "t.j2").write_text(HEAD + "<b>{{ a }}\n\n")
-    assert compiled(read_template(tmp_path / "t.j2").text)({"a": "&"}) == "<b>&\n\n"
+    assert compiled(read_template(tmp_path / "t.j2").text)({"a": "&"}) == "<b>&\n"
     (tmp_path / "t.j2").write_text(HEAD + "x\n{{ }}")
     with pytest.raises(UsageProblem, match=r"t\.j2:10: "):
         read_template(tmp_path / "t.j2")
