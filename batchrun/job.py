@@ -13,7 +13,7 @@ from typing import Any
 
 from batchrun.channel import Channel
 from batchrun.config import JobConfig
-from batchrun.errors import DISK, BatchrunError, DeadlineReached, DiskProblem, InputProblem, Interrupted, TryLater
+from batchrun.errors import DISK, BatchrunError, DeadlineReached, DiskProblem, InputProblem, Interrupted
 from batchrun.log import event
 from batchrun.pacing import HOUR_S, HourWindow, Outage, Pacer
 from batchrun.providers.base import Provider
@@ -69,8 +69,8 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
                 ledger.save(options=config.remembered())
         if recovered.has_work:
             problem = work_through(work(config, recovered, environ, screen))
-        if config.new_run and isinstance(problem, TryLater | Interrupted):
-            problem.remedy = f"batchrun resume {config.paths.named} continues; --new-run again would begin anew"
+        if config.new_run and problem is not None:
+            problem.remedy += "; leave out --new-run then, it would begin anew"
         with on_signals(lambda number: None):  # a few files are left to bring in step
             done, asked, answered = ledger.totals()
             summary = replace(summarize(ledger, recovered.source.records), input_tokens=asked, output_tokens=answered)

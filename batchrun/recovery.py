@@ -27,7 +27,7 @@ from batchrun.intake import announce, from_output, open_input, settle_input
 from batchrun.log import event
 from batchrun.record import Settings, State, after_crash
 from batchrun.spool import open_copy
-from batchrun.stop import in_time
+from batchrun.stop import in_time, signals_held
 from batchrun.storage.jobdir import JobDir, JobPaths
 from batchrun.storage.ledger import Ledger, has_log
 from batchrun.storage.results import Results
@@ -56,66 +56,77 @@ def recover(config: JobConfig, now: float) -> Iterator[Recovered]:
     Raises:
         BatchrunError: nothing was sent, and what it names must be seen to first.
     """
-    with ExitStack() as held:
-        input_fd = open_input(config.input, config.paths) if not config.collect_only else open_if_there(config)
-        held.callback(os.close, input_fd)
-        jobdir, put_aside = JobDir.take(config.paths), None
-        held.callback(lambda: jobdir.release())  # whichever it is by then
-        refused = held.enter_context(ExitStack())
+    with ExitStack() as undisturbed, ExitStack() as held:
+        try:
+            recovered = bring_in_step(config, now, held)
+        except BaseException:
+            undisturbed.enter_context(signals_held())  # what is undone is undone whole
+            raise
+        yield recovered
+
+
+def bring_in_step(config: JobConfig, now: float, held: ExitStack) -> Recovered:
+    """The steps, in order. ``held``: what to let go of at the end of the run, or now if one of them refuses."""
+    input_fd = open_input(config.input, config.paths) if not config.collect_only else open_if_there(config)
+    held.callback(os.close, input_fd)
+    jobdir, put_aside = JobDir.take(config.paths), None
+    held.callback(lambda: jobdir.release())  # whichever it is by then
+    refused = held.enter_context(ExitStack())
+    old = jobdir
+    with signals_held():
         if begins_anew(config):
-            old, put_aside = jobdir, jobdir.free_suffix(now)
+            put_aside = old.free_suffix(now)
+            refused.callback(old.release)
             refused.callback(old.put_back, put_aside)
             jobdir = start_over(old, put_aside)
-            refused.callback(old.release)
         refused.callback(jobdir.discard_if_made)
-        ledger = held.enter_context(closing(Ledger.open(jobdir.make_ledger_file())))
-        is_new = not ledger.exists()
-        if is_new and config.collect_only:
-            raise UsageProblem(f"{config.paths.output} has no job yet", remedy="run it without --collect-only first")
-        if is_new or not ledger.has_operations():
-            refuse_foreign_file(config.paths.output, config.paths)
+    ledger = held.enter_context(closing(Ledger.open(jobdir.make_ledger_file())))
+    is_new = not ledger.exists()
+    if is_new and config.collect_only:
+        raise UsageProblem(f"{config.paths.output} has no job yet", remedy="run it without --collect-only first")
+    if is_new or not ledger.has_operations():
+        refuse_foreign_file(config.paths.output, config.paths)
+    if is_new:
+        refuse_foreign_failures(config.paths)
+        job_id = uuid.uuid4().hex[:8]
+        ledger.create(job_id=job_id, input_path=from_output(config), settings=config.settings, now=now)
+    if config.rebuild_output:
         if is_new:
-            refuse_foreign_failures(config.paths)
-            job_id = uuid.uuid4().hex[:8]
-            ledger.create(job_id=job_id, input_path=from_output(config), settings=config.settings, now=now)
-        if config.rebuild_output:
-            if is_new:
-                remedy = "its state is needed: bring it back; or leave out --rebuild-output, and pay for everything"
-                raise InputProblem(f"{config.paths.output} has no job ({config.paths.state})", remedy=remedy)
-            missing = tail.rebuild(ledger, jobdir, now)
-            event("rebuilt", missing=missing)
-            config.tell(f"answers to be fetched again: {missing:,}")
-        results = None if is_new else held.enter_context(closing(tail.open_output(ledger, config.paths)))
-        run_id = close_the_books(ledger, results, jobdir, config, now)
-        try:
-            settle_settings(ledger, config)
-            if config.collect_only:
-                source = unread(ledger, input_fd, config)
-            else:
-                with in_time(config.deadline):
-                    taken_out = partial(tail.take_out, ledger, results, jobdir, now)
-                    source = settle_input(ledger, input_fd, config, taken_out)
-            if put_aside is not None and not source.records:
-                remedy = "what was there is as it was; name an input with records"
-                raise InputProblem(f"{config.input} holds no record to begin anew with", remedy=remedy)
-            if results is None:
-                results = held.enter_context(closing(tail.lock_output(config.paths)))
-            elif (rewritten := tail.replaced(ledger, config.paths)) is not None:
-                results = held.enter_context(closing(rewritten))
-            if config.retry is not None:
-                send_again(ledger, config, source.end)
-        except BatchrunError as problem:
-            with ledger.transaction():
-                ledger.end_run(run_id, problem.exit_code, now, problem)
-            raise
-        refused.pop_all()
+            remedy = "its state is needed: bring it back; or leave out --rebuild-output, and pay for everything"
+            raise InputProblem(f"{config.paths.output} has no job ({config.paths.state})", remedy=remedy)
+        missing = tail.rebuild(ledger, jobdir, now)
+        event("rebuilt", missing=missing)
+        config.tell(f"answers to be fetched again: {missing:,}")
+    results = None if is_new else held.enter_context(closing(tail.open_output(ledger, config.paths)))
+    run_id = close_the_books(ledger, results, jobdir, config, now)
+    try:
+        settle_settings(ledger, config)
+        if config.collect_only:
+            source = unread(ledger, input_fd, config)
+        else:
+            with in_time(config.deadline):
+                taken_out = partial(tail.take_out, ledger, results, jobdir, now)
+                source = settle_input(ledger, input_fd, config, taken_out)
         if put_aside is not None:
-            old.release()
-            event("put_aside", suffix=put_aside)
-        results.end = ledger.job().out_committed
-        waiting = (State.OPEN,) if config.collect_only else (State.NEW, State.OPEN)
-        has_work = source.first_offset < source.end or any(row["state"] in waiting for row in ledger.tally())
-        yield Recovered(ledger, results, source, run_id, has_work, put_aside)
+            refuse_empty(config, source)
+        if results is None:
+            results = held.enter_context(closing(tail.lock_output(config.paths)))
+        elif (rewritten := tail.replaced(ledger, config.paths)) is not None:
+            results = held.enter_context(closing(rewritten))
+        if config.retry is not None:
+            send_again(ledger, config, source.end)
+    except BatchrunError as problem:
+        with ledger.transaction():
+            ledger.end_run(run_id, problem.exit_code, now, problem)
+        raise
+    refused.pop_all()
+    if put_aside is not None:
+        old.release()
+        event("put_aside", suffix=put_aside)
+    results.end = ledger.job().out_committed
+    waiting = (State.OPEN,) if config.collect_only else (State.NEW, State.OPEN)
+    has_work = source.first_offset < source.end or any(row["state"] in waiting for row in ledger.tally())
+    return Recovered(ledger, results, source, run_id, has_work, put_aside)
 
 
 def open_if_there(config: JobConfig) -> int:
@@ -161,6 +172,13 @@ def begins_anew(config: JobConfig) -> bool:
         return False
     with closing(Ledger.read_only(config.paths.ledger, alone=not has_log(config.paths.ledger))) as ledger:
         return ledger.exists() and summarize(ledger).is_finished(config.limit)
+
+
+def refuse_empty(config: JobConfig, source: Source) -> None:
+    """Nothing takes no job's place: most likely, whoever makes the input has failed."""
+    if not source.records:
+        remedy = "what was there is as it was; name an input with records"
+        raise InputProblem(f"{config.input} holds no record to begin anew with", remedy=remedy)
 
 
 def refuse_foreign_failures(paths: JobPaths) -> None:

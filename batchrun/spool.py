@@ -82,7 +82,8 @@ class Spool:
         self._is_new = False
         self.source = _made_of(config.input, fd, config.settings)
         if self.source is not None and not for_good:
-            self._part = Path(tempfile.gettempdir(), f"batchrun-{os.getpid()}")
+            with writing(Path("TMPDIR")):
+                self._part = Path(tempfile.gettempdir(), f"batchrun-{os.getpid()}")
 
     def __enter__(self) -> Self:
         return self

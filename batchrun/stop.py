@@ -70,6 +70,16 @@ def on_signals(act: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextmanager
+def signals_held() -> Iterator[None]:
+    """Let them come when this is over."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def in_time(deadline: float | None) -> Iterator[None]:
     """Let DeadlineReached interrupt what no event loop does; in the main thread, where signals can."""
     if deadline is None or threading.current_thread() is not threading.main_thread():

@@ -112,7 +112,7 @@ def _read_from(problem: click.ClickException) -> str:
     match problem:
         case click.BadParameter(ctx=click.Context() as context, param=click.Option(name=str() as name)):
             if context.get_parameter_source(name) is ParameterSource.ENVIRONMENT:
-                return f" It is from the environment: BATCHRUN_{name.upper()}."
+                return f" (from the environment: BATCHRUN_{name.upper()})"
     return ""
 
 

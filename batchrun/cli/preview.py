@@ -14,7 +14,7 @@ from batchrun.intake import open_input, settle_input
 from batchrun.lines import BadLine
 from batchrun.pacing import HOUR_S
 from batchrun.record import Prompt, State, after_crash
-from batchrun.recovery import begins_anew, refuse_foreign_failures, refuse_foreign_file, settle_settings
+from batchrun.recovery import begins_anew, refuse_empty, refuse_foreign_failures, refuse_foreign_file, settle_settings
 from batchrun.storage.ledger import Ledger
 from batchrun.summary import duration, headline, summarize
 
@@ -29,7 +29,8 @@ def preview(config: JobConfig, *, is_job: bool) -> Iterator[str]:
     """
     now = time.time()
     fd = open_input(config.input, config.paths)
-    known = config.paths.ledger if is_job and not begins_anew(config) else None
+    is_anew = is_job and begins_anew(config)
+    known = config.paths.ledger if is_job and not is_anew else None
     with os.fdopen(fd, "rb"), closing(Ledger.copy_of(known)) as ledger:
         if is_new := not ledger.exists():
             ledger.create(job_id="", input_path="", settings=config.settings, now=now)
@@ -42,6 +43,8 @@ def preview(config: JobConfig, *, is_job: bool) -> Iterator[str]:
             ledger.end_intents(after_crash(config.on_ambiguous), now)
             ledger.save(input_inode=None)  # so that it is read once more
         source = settle_input(ledger, fd, config, lambda: None, for_good=False)
+        if is_anew:
+            refuse_empty(config, source)
         yield from _of_input(config, source)
         if is_job:
             yield from _of_job(config, ledger, source, now)
@@ -71,7 +74,7 @@ def _of_input(config: JobConfig, source: Source) -> Iterator[str]:
 
 def _of_job(config: JobConfig, ledger: Ledger, source: Source, now: float) -> Iterator[str]:
     records = characters = 0
-    for prompt in () if config.collect_only else _to_send(ledger, source):
+    for prompt in _to_send(ledger, source):
         records += 1
         characters += _characters(prompt, config.settings.system or "")
     summary = summarize(ledger, total=0)  # of what has a row

@@ -37,7 +37,7 @@ def retry(output: Path, only: str | None, state_dir: Path | None) -> int:
     may have been paid for already says so in its maybe_paid.
     """
     if only == "bad_input":
-        raise UsageProblem("a bad line cannot be sent", remedy="mend the line in the input, then batchrun resume")
+        raise UsageProblem("a bad line cannot be sent", remedy="mend the line in the input: the next run sends it")
     paths = JobPaths.of(output, state_dir)
     with closing(open_job(paths)) as ledger:
         config, summary = config_of_job(ledger, paths, retry=only or ""), summarize(ledger)

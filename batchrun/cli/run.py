@@ -132,7 +132,10 @@ def config_of(options: dict[str, Any]) -> JobConfig:
     if os.path.isdir(given.output):
         raise UsageProblem(f"{given.output} is a directory", remedy="name a file with -o")
     if not os.path.isdir(given.output.parent):
-        raise DiskProblem(f"there is no folder {given.output.parent}", remedy="make it, or choose another -o")
+        raise DiskProblem(
+            f"there is no folder {given.output.parent}, or it may not be entered",
+            remedy="make it, or choose another -o",
+        )
     paths = JobPaths.of(given.output, given.state_dir)
     refuse_log(given.log_file, paths, given.input)
     refuse_contradictions(given)
@@ -175,6 +178,11 @@ def refuse_contradictions(given: SimpleNamespace) -> None:
     both = given.template is not None and given.prompt_column is not None
     for is_so, problem, remedy in (
         (given.collect_only and begins_anew, "--collect-only begins no new job", "--new-run and --if-finished"),
+        (
+            given.collect_only and given.dry_run,
+            "--collect-only sends nothing, so there is nothing to look at",
+            "--dry-run",
+        ),
         (given.accept_changed and given.limit, "--accept-changed is for the whole input", "--limit"),
         (
             given.rebuild_output and begins_anew,

@@ -159,7 +159,8 @@ def _next(summary: Summary, last: PastRun | None, ledger: Ledger, paths: JobPath
     if again := retry_of_doubtful(summary, paths.named):
         return f"decide: {again}"
     if counts[State.FAILED]:
-        ways = [f"batchrun resume {paths.named} sends a mended line"]
+        again = "the same command" if ledger.job().input_source == "-" else f"batchrun resume {paths.named}"
+        ways = [f"{again} sends a mended line"]
         if next(ledger.rows_to_retry(""), None) is not None:
             ways.append(f"batchrun retry {paths.named} what may pass now")
         elif any(kind != "bad_input" for kind, _, _ in summary.failed_kinds):

@@ -135,6 +135,8 @@ class JobDir:
                 found = os.fstat(fd)
                 if not os.path.exists(paths.lock) or not os.path.samestat(found, os.stat(paths.lock)):
                     raise AlreadyRunning(paths, {})  # discarded between open and lock
+                if was_made:
+                    refused.callback(_discard, paths)
                 if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
                     raise DiskProblem(f"{paths.lock} is not a plain file of one name", remedy="move it away")
                 holder = {"pid": os.getpid(), "host": socket.gethostname(), "started_at": int(time.time())}
@@ -143,6 +145,9 @@ class JobDir:
             except BlockingIOError as error:
                 raise AlreadyRunning(paths, read_holder(paths)) from error
             except OSError as error:  # a full disk, or no plain file
+                if was_made:
+                    with suppress(OSError):
+                        paths.state.rmdir()
                 raise _cannot(paths.lock, error) from error
             refused.pop_all()
         return cls(paths, fd, was_made=was_made)
@@ -215,11 +220,20 @@ class JobDir:
                     path.unlink(missing_ok=True)
             if self._was_made:
                 self.paths.spool.unlink(missing_ok=True)
-                self.paths.lock.unlink(missing_ok=True)
-                self.paths.state.rmdir()
+                _discard(self.paths)
 
     def release(self) -> None:
-        os.close(self._lock_fd)
+        """Let go of the lock; once more does nothing."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+        self._lock_fd = -1
+
+
+def _discard(paths: JobPaths) -> None:
+    """Delete the lock, which we hold, and its folder if nothing else is in it."""
+    with suppress(OSError):
+        paths.lock.unlink(missing_ok=True)
+        paths.state.rmdir()
 
 
 def read_holder(paths: JobPaths) -> dict[str, object]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from batchrun.storage.jobdir import JobDir, is_locked
 from tests.crashes.job import ELSEWHERE, OUTPUT, Bench, Crash, Recording
 from tests.crashes.recorder import Accepted, Create, Event, MakeDirectory, Rename, Sync, TurnedAway, Unlink, Write
 from tests.crashes.replay import File, Kind
@@ -123,6 +124,20 @@ def test_a_crash_anywhere_in_a_new_run_that_is_refused_loses_nothing_of_the_old_
     crashes = list(bench.record_turned_away(old, new_run=True).crashes(*FEW_KINDS))
     judge_all(crashes, lambda crash: bench.judge_new_run(crash, old, new_run=True))
     assert crashes[-1].output() == old.output()
+
+
+def test_an_old_job_is_put_back_under_its_own_lock(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if the lock is let go first: a run that begins there in between would have its answers overwritten."""
+    *_, old = bench.record().crashes(Kind.KILL)
+    put_back, locked = JobDir.put_back, []
+
+    def watched(jobdir: JobDir, suffix: str) -> None:
+        put_back(jobdir, suffix)
+        locked.append(is_locked(jobdir.paths))
+
+    monkeypatch.setattr(JobDir, "put_back", watched)
+    bench.record_turned_away(old, new_run=True)
+    assert locked == [True]
 
 
 def held_again(bench: Bench) -> Asked:

@@ -133,14 +133,14 @@ def test_after_a_new_run_the_way_on_is_not_another_new_run(finished: Bench) -> N
     running = finished.start("--new-run", "--rps", "5")
     wait_until(lambda: len(list(finished.folder.glob("out.jsonl.2*"))) == 1, "it is begun", while_alive=running)
     finished.wait_for(running, open=1)
-    assert running.stop(signal.SIGTERM).stderr.splitlines()[1].startswith("  batchrun resume out.jsonl continues")
+    assert running.stop(signal.SIGTERM).stderr.endswith("; leave out --new-run then, it would begin anew\n")
 
 
 def test_what_no_environment_decides_is_refused_there(finished: Bench) -> None:
     """Fails if a setting that is not read is passed over, or if a bad one is blamed on an option nobody typed."""
     for name, value, said in (
         ("BATCHRUN_IF_FINISHED", "new", "unset it: that option is only given by hand"),
-        ("BATCHRUN_CONCURRENCY", "ten", "'ten' is not a valid integer range. It is from the environment: BATCHRUN_C"),
+        ("BATCHRUN_CONCURRENCY", "ten", "'ten' is not a valid integer range. (from the environment: BATCHRUN_C"),
     ):
         ran = finished.run(env={**finished.environment, name: value})
         assert (ran.exit_code, said in ran.stderr) == (2, True), ran

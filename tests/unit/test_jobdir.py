@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -275,6 +277,36 @@ def test_the_old_job_is_put_aside_under_one_dated_name_and_nothing_is_lost(paths
         assert Path(f"{paths.failures}{suffix}").read_text() == "failures"
         assert Path(f"{paths.state}{suffix}/lock").exists()
     assert len(list(paths.output.parent.iterdir())) == 6
+
+
+def test_a_state_that_cannot_be_locked_is_not_left_in_the_way(paths: JobPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if the lock stays: the state that was to come back there would stay aside, its answers be paid again."""
+    old = JobDir.take(paths)
+    old.put_aside(".old")
+    for call in ("pwrite", "open"):
+        with monkeypatch.context() as broken:
+            broken.setattr(os, call, full(getattr(os, call), paths.lock))
+            with pytest.raises(DiskProblem, match="cannot be made"):
+                JobDir.take(paths)
+        assert not paths.state.exists()
+    old.put_back(".old")
+    assert paths.lock.exists()
+    with pytest.raises(AlreadyRunning):
+        JobDir.take(paths)
+    for _ in range(2):
+        old.release()
+    JobDir.take(paths).release()
+
+
+def full(call: Callable[..., Any], lock: Path) -> Callable[..., Any]:
+    """A disk without room for the lock."""
+
+    def refuses(target: Any, *given: Any, **named: Any) -> Any:
+        if target == lock or given[1:] == (0,):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return call(target, *given, **named)
+
+    return refuses
 
 
 def test_a_job_without_failures_is_put_aside_too(paths: JobPaths) -> None:
