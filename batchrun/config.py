@@ -37,6 +37,7 @@ class JobConfig:
     new_run: bool = False
     rebuild_output: bool = False
     accept_changed: bool = False
+    goes_on: bool = False  # with a job that is there, and begins none
     retry: str | None = None  # send settled records again: those of a kind, or with "" all that are worth it
     endpoint: str | None = None
     emulator_faults: str = ""

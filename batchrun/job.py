@@ -201,7 +201,8 @@ def _hour_window(config: JobConfig, ledger: Ledger) -> HourWindow:
 
 def _interrupt(number: int) -> None:
     for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)  # what is undone now is undone whole
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, lambda *_: None)  # what is undone now is undone whole
     raise Interrupted(number)
 
 

@@ -82,8 +82,8 @@ def bring_in_step(config: JobConfig, now: float, held: ExitStack) -> Recovered:
         refused.callback(jobdir.discard_if_made)
     ledger = held.enter_context(closing(Ledger.open(jobdir.make_ledger_file())))
     is_new = not ledger.exists()
-    if is_new and config.collect_only:
-        raise UsageProblem(f"{config.paths.output} has no job yet", remedy="run it without --collect-only first")
+    if is_new and (config.collect_only or config.goes_on):
+        raise UsageProblem(f"{config.paths.output} has no job yet", remedy="start it by its own command first")
     if is_new or not ledger.has_operations():
         refuse_foreign_file(config.paths.output, config.paths)
     if is_new:
@@ -109,17 +109,18 @@ def bring_in_step(config: JobConfig, now: float, held: ExitStack) -> Recovered:
                 source = settle_input(ledger, input_fd, config, taken_out)
         if put_aside is not None:
             refuse_empty(config, source)
-        if results is None:
-            results = held.enter_context(closing(tail.lock_output(config.paths)))
-        elif (rewritten := tail.replaced(ledger, config.paths)) is not None:
+        if results is not None and (rewritten := tail.replaced(ledger, config.paths)) is not None:
             results = held.enter_context(closing(rewritten))
         if config.retry is not None:
             send_again(ledger, config, source.end)
+        with signals_held():  # once there is an output, there is a job
+            if results is None:
+                results = held.enter_context(closing(tail.lock_output(config.paths)))
+            refused.pop_all()
     except BatchrunError as problem:
         with ledger.transaction():
             ledger.end_run(run_id, problem.exit_code, now, problem)
         raise
-    refused.pop_all()
     if put_aside is not None:
         old.release()
         event("put_aside", suffix=put_aside)

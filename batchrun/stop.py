@@ -72,8 +72,9 @@ def on_signals(act: Callable[[int], None]) -> Iterator[None]:
 @contextmanager
 def signals_held() -> Iterator[None]:
     """Let them come when this is over."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -190,4 +190,4 @@ def config_of_job(ledger: Ledger, paths: JobPaths, **this_run: Any) -> JobConfig
     config = config_of(run.make_context("run", [*words, "--", input_path], auto_envvar_prefix=None).params)
     # an endpoint that is no longer the one of the settings is refused as any other change is
     settings = replace(settings, on_this_machine=config.settings.on_this_machine)
-    return replace(config, settings=settings, **this_run)
+    return replace(config, settings=settings, goes_on=True, **this_run)

@@ -19,6 +19,7 @@ from shlex import quote
 from typing import Self
 
 from batchrun.errors import DiskProblem, TryLater, UsageProblem
+from batchrun.stop import signals_held
 from batchrun.storage.ledger import check_files, files_of
 from batchrun.storage.results import AS_IT_IS, blocks_of, sync_directory, write_anew, writing
 
@@ -168,8 +169,9 @@ class JobDir:
             finally:
                 os.close(log)
         try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            self._made_ledger = True
+            with signals_held():
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                self._made_ledger = True
         except FileExistsError:
             pass
         except OSError as error:

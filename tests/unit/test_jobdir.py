@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -277,6 +278,27 @@ def test_the_old_job_is_put_aside_under_one_dated_name_and_nothing_is_lost(paths
         assert Path(f"{paths.failures}{suffix}").read_text() == "failures"
         assert Path(f"{paths.state}{suffix}/lock").exists()
     assert len(list(paths.output.parent.iterdir())) == 6
+
+
+def test_a_ledger_that_was_just_made_is_known_to_be_ours_when_a_signal_comes(paths: JobPaths) -> None:
+    """Fails if the signal comes between the two: an empty ledger would stay, in the way of the job put aside."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    jobdir, close = JobDir.take(paths), os.close
+
+    def interrupted(fd: int) -> None:
+        close(fd)
+        signal.raise_signal(signal.SIGTERM)
+
+    try:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(os, "close", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                jobdir.make_ledger_file()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    jobdir.discard_if_made()
+    assert not paths.state.exists()
+    jobdir.release()
 
 
 def test_a_state_that_cannot_be_locked_is_not_left_in_the_way(paths: JobPaths, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -152,6 +153,17 @@ def resumed(*words: object) -> int:
 
 def nobody(error: OSError) -> None:
     raise AssertionError(error)
+
+
+def test_a_job_that_is_gone_by_its_turn_is_not_begun_anew(ledger: Ledger, paths: JobPaths) -> None:
+    """Fails if ``resume`` or ``retry`` pays for a whole file because another run put the old job aside meanwhile."""
+    remember(ledger, json.dumps({"rps": 2}))
+    config = config_of_job(ledger, paths)
+    config.input.write_text('{"prompt": "a"}\n')
+    shutil.rmtree(paths.state)
+    with pytest.raises(UsageProblem, match="has no job yet"):
+        job.run(config, {})
+    assert not paths.state.exists()
 
 
 @pytest.mark.parametrize(
