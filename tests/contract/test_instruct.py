@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,7 +60,6 @@ def parsed(body: bytes) -> Any:
     return json_format.Parse(body, service.InstructRequest())
 
 
-@hypothesis.settings(deadline=None)
 @given(prompts, settings)
 def test_a_prompt_asks_for_exactly_what_was_meant(prompt: Prompt, settings: Settings) -> None:
     request = parsed(PROVIDER.build(prompt, settings))
@@ -77,7 +75,6 @@ def test_a_prompt_asks_for_exactly_what_was_meant(prompt: Prompt, settings: Sett
     assert not request.generation_options.partial_results
 
 
-@hypothesis.settings(deadline=None)
 @given(bodies, settings)
 def test_a_body_keeps_what_it_says_and_gains_what_it_leaves_open(body: JsonObject, settings: Settings) -> None:
     expected = parsed(json.dumps(body).encode())
@@ -112,7 +109,6 @@ alternatives = st.builds(
 )
 
 
-@hypothesis.settings(deadline=None)
 @given(st.lists(alternatives, max_size=3), counts, st.booleans())
 def test_every_answer_that_their_definitions_can_make_is_understood(
     alternatives: list[Any], prompt_tokens: int, has_defaults: bool

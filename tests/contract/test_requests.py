@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,7 +85,6 @@ def value_of(message: Any, field: str) -> Any:
     return getattr(message, field).value if message.HasField(field) else None
 
 
-@hypothesis.settings(deadline=None)
 @given(prompts, settings)
 def test_a_prompt_asks_for_exactly_what_was_meant(prompt: Prompt, settings: Settings) -> None:
     request = parsed(PROVIDER.build(prompt, settings))
@@ -101,7 +99,6 @@ def test_a_prompt_asks_for_exactly_what_was_meant(prompt: Prompt, settings: Sett
     assert not request.completion_options.stream
 
 
-@hypothesis.settings(deadline=None)
 @given(bodies, settings)
 def test_a_body_keeps_what_it_says_and_gains_what_it_leaves_open(body: JsonObject, settings: Settings) -> None:
     given_request = parsed(json.dumps(body).encode())

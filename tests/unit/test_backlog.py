@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchrun.record import State
@@ -117,7 +117,6 @@ def test_a_record_with_a_row_does_not_hold_the_low_water_mark_back() -> None:
     play(story)
 
 
-@settings(deadline=None)
 @given(st.permutations(range(1, 12)), st.integers(0, 11))
 def test_whatever_the_order_of_sending_every_line_before_the_mark_has_a_row(order: list[int], sent: int) -> None:
     async def story(backlog: Backlog) -> None:

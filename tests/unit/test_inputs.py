@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchrun.check import is_record
@@ -885,7 +885,6 @@ VALUES = st.none() | st.booleans() | st.integers(-5, 5) | st.sampled_from(["", "
 FIELDS = st.builds(lambda others: {"prompt": "a"} | others, st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=2))
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(FIELDS, st.sampled_from([None, *Shape]))
 def test_the_short_way_of_a_plain_prompt_leads_where_the_long_one_does(fields: JsonObject, shape: Shape | None) -> None:
     """Fails if ``parse`` lets through, refuses or reads anything otherwise than ``_parsed``."""

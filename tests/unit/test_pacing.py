@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchrun.pacing import (
@@ -73,13 +73,11 @@ DELAYS = st.lists(
 # --- the second ---
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(RATES, DELAYS)
 def test_no_second_sees_more_permits_than_the_rate_however_late_the_caller(rate: float, delays: list[float]) -> None:
     assert most_in_any(1.0, permits(Pacer(rate), delays)) <= -(-rate // 1)
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(RATES, DELAYS, st.lists(st.integers(0, 120)))
 def test_refusals_and_recovery_never_lead_over_the_rate(
     rate: float, delays: list[float], refused_at: list[int]
@@ -117,13 +115,11 @@ def test_a_caller_back_from_a_pause_does_not_make_up_for_it() -> None:
 # --- the hour ---
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(st.integers(1, 40), DELAYS)
 def test_no_hour_sees_more_permits_than_its_limit_however_late_the_caller(limit: int, delays: list[float]) -> None:
     assert most_in_any(HOUR_S, permits(Pacer(1.0, HourWindow(limit)), delays)) <= limit
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(
     limit=st.integers(1, 30),
     past=st.lists(st.floats(-HOUR_S, 0), max_size=60),
@@ -343,14 +339,12 @@ def test_what_the_service_grants_counts_and_not_what_was_asked_for() -> None:
 # --- backoff ---
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(tries=st.integers(0, 10**6), chance=st.floats(0, 1))
 def test_backoff_is_full_jitter_under_a_ceiling_that_doubles(tries: int, chance: float) -> None:
     ceiling_s = min(30.0, 0.5 * 2 ** min(tries, 10))
     assert backoff_s(tries, chance) == pytest.approx(chance * ceiling_s)
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(retry_after_s=st.floats(0, 300), chance=st.floats(0, 1))
 def test_jitter_comes_on_top_of_what_the_service_asked_for(retry_after_s: float, chance: float) -> None:
     waited_s = with_jitter_s(retry_after_s, chance)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchrun.record import (
@@ -239,7 +239,6 @@ def test_a_poll_reply_means(reply: PollReply, age_s: float, trouble_s: float, me
             assert (outcome, meaning) == (ANSWER, None)
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(age_s=st.floats(0, 1e9), later_s=st.floats(0, 1e9))
 def test_polls_of_one_operation_only_grow_further_apart(age_s: float, later_s: float) -> None:
     assert 1.0 <= POLICY.gap_s(age_s) <= POLICY.gap_s(age_s + later_s) <= 60.0
@@ -295,7 +294,6 @@ ENDS = st.sampled_from([PASSING, PASSING, PASSING, Failure("held", ""), Failure(
 POLICIES: st.SearchStrategy[OnAmbiguous] = st.sampled_from(["resubmit", "resubmit", "hold"])
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(st.tuples(REPLIES, ENDS, POLICIES), max_size=60))
 def test_no_chain_of_replies_hides_a_payment_or_sends_without_end(
     story: list[tuple[SubmitReply | None, Failure | None, OnAmbiguous]],
@@ -312,7 +310,6 @@ def test_no_chain_of_replies_hides_a_payment_or_sends_without_end(
         assert life.sendings <= (MAX_LOST_REPLIES - 1) + (MAX_REFUSALS - 1) + MAX_FAILED_OPERATIONS + 1
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(st.tuples(REPLIES, ENDS), max_size=60))
 def test_under_hold_nothing_is_ever_paid_twice(story: list[tuple[SubmitReply | None, Failure | None]]) -> None:
     life = Life()

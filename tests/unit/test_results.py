@@ -13,7 +13,7 @@ from itertools import cycle
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchrun.errors import DiskProblem, InputProblem
@@ -55,7 +55,6 @@ def test_lines_are_appended_where_the_last_ended(results: Results, path: Path) -
         assert results.matches(place)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30))
 def test_a_write_in_as_many_pieces_as_the_kernel_likes_is_whole(pieces: list[int]) -> None:
     sizes, real = cycle(pieces), os.pwrite
@@ -214,7 +213,6 @@ def test_what_is_no_plain_file_is_refused(path: Path, make: Callable[[Path], Non
 TEXTS = st.lists(st.binary(max_size=40).map(lambda data: data.replace(b"\n", b"")), max_size=20)
 
 
-@settings(deadline=None)
 @given(lines=TEXTS, rest=st.binary(max_size=40), start=st.integers(0, 50), block=st.integers(1, 30))
 def test_every_line_is_read_with_its_offset_whatever_the_blocks(
     lines: list[bytes], rest: bytes, start: int, block: int

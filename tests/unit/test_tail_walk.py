@@ -30,7 +30,7 @@ from .jobfiles import NOW, SETTINGS, a_record, operation_of
 IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Hundreds of wrecks, and no power cut: their files need no disk."""
 
-many = settings(max_examples=60, deadline=None)
+many = settings(max_examples=60)
 
 RECORDS = 6
 COMMITTED = 2

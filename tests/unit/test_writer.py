@@ -11,7 +11,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchrun.check import Source
@@ -87,7 +87,6 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 # --- one line ---
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(st.dictionaries(st.text(max_size=20), st.text(max_size=80), max_size=5))
 def test_a_line_is_one_line_for_every_reader_and_says_the_same(value: dict[str, str]) -> None:
     line = one_line(value)
@@ -97,7 +96,6 @@ def test_a_line_is_one_line_for_every_reader_and_says_the_same(value: dict[str, 
     assert json.loads(line) == orjson.loads(line) == value
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(st.text(st.characters(exclude_categories=()), max_size=40))
 def test_whatever_the_service_answers_is_utf_8_that_every_reader_reads(text: str) -> None:
     line = one_line({"text": text})
