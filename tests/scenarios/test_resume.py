@@ -37,7 +37,7 @@ class Nights:
         """A job that was killed when so many of its records were accepted."""
         bench = self.job(name, *texts)
         self.emulator.change(poll_status=503)
-        bench.kill_once("--concurrency", "1", "--rps", "50", **(states or {"open": 1}))
+        bench.kill_once("--concurrency", "1", "--rps", "5", **(states or {"open": 1}))
         self.emulator.change(poll_status=0)
         return bench
 
