@@ -82,8 +82,10 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
             if code != DISK:  # a disk that has failed is not written to again; the next start looks closely
                 close_job(config, recovered, code, problem)
         event("finished", exit_code=code, **{str(state): count for state, count in summary.counts.items()})
-    put_aside, unread, seconds = recovered.put_aside, recovered.unread, time.time() - started_at
-    return replace(summary, exit_code=code, problem=problem, put_aside=put_aside, unread=unread, seconds=seconds)
+    put_aside, lines_gone, seconds = recovered.put_aside, recovered.lines_gone, time.time() - started_at
+    return replace(
+        summary, exit_code=code, problem=problem, put_aside=put_aside, lines_gone=lines_gone, seconds=seconds
+    )
 
 
 def _damaged(config: JobConfig, how: str) -> DiskProblem:
@@ -93,7 +95,7 @@ def _damaged(config: JobConfig, how: str) -> DiskProblem:
 
 def close_job(config: JobConfig, recovered: Recovered, code: int, problem: BatchrunError | None) -> None:
     """Bring the failures file in step, say how the run ended, and empty the ledger's log."""
-    recovered.unread += write_failures(recovered.ledger, recovered.source, config.paths)
+    recovered.lines_gone += write_failures(recovered.ledger, recovered.source, config.paths)
     with recovered.ledger.transaction():
         recovered.ledger.end_run(recovered.run_id, code, time.time(), problem)
     recovered.ledger.checkpoint()
@@ -142,7 +144,7 @@ async def work(
                 if screen is not None:
                     watching.append(screen(Progress(begun, backlog, tracker, submitter, stop)))
                 watchers = [stages.create_task(each) for each in watching]
-                recovered.unread += await write_answers(run, answers)
+                recovered.lines_gone += await write_answers(run, answers)
                 await asyncio.wait([reading, sending, polling])
                 for watcher in watchers:
                     watcher.cancel()

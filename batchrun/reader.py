@@ -137,7 +137,8 @@ class Reader:
         if not is_longer or await asyncio.to_thread(prefix_digest, self._source.fd, end) != known:
             raise self._changed()
         self._seen = now
-        event("input_grew", bytes=now[2] - size)
+        if now[2] > size:
+            event("input_grew", bytes=now[2] - size)
 
     def _changed(self) -> InputProblem:
         return InputProblem(

@@ -46,7 +46,7 @@ class Recovered:
     run_id: int
     has_work: bool
     put_aside: str | None = None
-    unread: int = 0  # records whose line was wanted for the output or the failures, and is not there any more
+    lines_gone: int = 0  # records whose line was wanted for the output or the failures, and is not there any more
 
 
 @contextmanager

@@ -20,7 +20,7 @@ class Summary:
 
     ``maybe_paid`` counts records that were possibly paid twice, ``named`` are the first of them as (line, id).
     ``failed_kinds`` are those of the FAILED records alone: (kind, records, first line). Tokens are added up at the end
-    of a run. ``unread``: answers and failures that were written without ``meta`` or ``input``, their line being gone.
+    of a run. ``lines_gone``: answers and failures written without ``meta`` or ``input``, their line being gone.
     """
 
     counts: dict[State, int]
@@ -35,7 +35,7 @@ class Summary:
     exit_code: int | None = None
     problem: BatchrunError | None = None
     put_aside: str | None = None
-    unread: int = 0
+    lines_gone: int = 0
 
     @property
     def unsent(self) -> int | None:
@@ -93,8 +93,8 @@ def headline(summary: Summary) -> str:
     if summary.unsent:
         parts.append(f"{summary.unsent:,} not sent")
     parts.append(f"{summary.maybe_paid:,} possibly paid twice")
-    gone = f"; {summary.unread:,} of them without meta or input: their lines are gone or changed"
-    return ", ".join(parts) + gone * bool(summary.unread)
+    gone = f"; {summary.lines_gone:,} of them without meta or input: their lines are gone or changed"
+    return ", ".join(parts) + gone * bool(summary.lines_gone)
 
 
 def details(summary: Summary) -> list[str]:

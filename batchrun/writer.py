@@ -34,12 +34,12 @@ _LINE_ENDS = ((b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"), (b"\
 
 async def write_answers(run: Run, answers: Channel[Answered]) -> int:
     """Write them as they come, as many at a time as have come. Returns how many lack their ``meta``."""
-    unread = 0
+    lines_gone = 0
     while batch := await answers.get_all():
         lines, without_meta = await run.storage.do(_lines_of, batch, run.source, run.config.settings)
         await run.storage.write_lines(lines)
-        unread += without_meta
-    return unread
+        lines_gone += without_meta
+    return lines_gone
 
 
 def _lines_of(ledger: Ledger, batch: Sequence[Answered], source: Source, settings: Settings) -> tuple[list[Line], int]:
@@ -132,13 +132,13 @@ def write_failures(ledger: Ledger, source: Source, paths: JobPaths) -> int:
 
     Returns how many have no ``input`` although they were records: their line is gone.
     """
-    unread = 0
+    lines_gone = 0
 
     def made() -> Iterator[bytes]:
-        nonlocal unread
+        nonlocal lines_gone
         for row in ledger.rows_unwell():
             failure = failure_of(row, source)
-            unread += failure["input"] is None and failure["error"]["kind"] != "bad_input"
+            lines_gone += failure["input"] is None and failure["error"]["kind"] != "bad_input"
             yield one_line(failure)
 
     lines = made()
@@ -151,7 +151,7 @@ def write_failures(ledger: Ledger, source: Source, paths: JobPaths) -> int:
         write_new(paths.new_failures, chain((first,), lines), 0o666)
         os.replace(paths.new_failures, paths.failures)
         sync_directory(paths.failures.parent)
-    return unread
+    return lines_gone
 
 
 def failure_of(row: Row, source: Source) -> dict[str, Any]:

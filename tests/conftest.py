@@ -13,14 +13,13 @@ import pytest
 CREDENTIALS = re.compile(rb"that-nobody-may-see|b1g[0-9a-f]{17}")
 """In every key, and every folder of the service, that tests use for a whole job."""
 
+hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is no failure
+hypothesis.settings.load_profile("any machine")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seeds", type=int, default=1, help="how often each test that draws is run")
     parser.addoption("--seed", type=int, default=0, help="the first seed: --seed 17 replays what failed with 17")
-
-
-hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is no failure
-hypothesis.settings.load_profile("any machine")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -89,7 +89,7 @@ def run_job(config: JobConfig, *, quiet: bool = False, always_say: bool = False)
     summary = job.run(config, os.environ, screen)
     if on_terminal or always_say:
         print_summary(summary, config)
-    elif summary.problem is None and (summary.exit_code or summary.unread):
+    elif summary.problem is None and (summary.exit_code or summary.lines_gone):
         say_unwell(summary, config.paths)
     if summary.problem is not None:
         raise summary.problem

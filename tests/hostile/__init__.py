@@ -15,7 +15,6 @@ def drawn(examples: int) -> hypothesis.settings:
         max_examples=examples * 10 if IS_LONG else examples,
         derandomize=not IS_LONG,
         database=None,
-        deadline=None,
         phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),  # making one smaller would be a run each
         suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
     )
