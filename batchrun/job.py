@@ -6,7 +6,7 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -178,16 +178,16 @@ async def open_provider(config: JobConfig, environ: Mapping[str, str]) -> AsyncI
         async with connect(credentials_from(environ), endpoint=config.endpoint) as provider:
             yield provider
         return
-    from batchrun import emulator
+    from batchrun.emulator import Settings, server
 
     nobody = Credentials("Api-Key of-nobody", "b1gemulator000000000")
-    faults = emulator.Settings.parse(config.emulator_faults)
-    try:
-        started = await emulator.start(faults, journal=config.paths.emulator_journal)
-    except (OSError, ValueError) as error:
-        raise DiskProblem(f"the emulator cannot start: {error}", remedy="see to its file, or --new-run") from error
-    async with started as server, connect(nobody, endpoint=server.url) as provider:
-        yield provider
+    faults = Settings.parse(config.emulator_faults)
+    async with AsyncExitStack() as stack:
+        try:
+            url = await stack.enter_async_context(server.start(faults, journal=config.paths.emulator_journal))
+        except (OSError, ValueError) as error:
+            raise DiskProblem(f"the emulator cannot start: {error}", remedy="see to its file, or --new-run") from error
+        yield await stack.enter_async_context(connect(nobody, endpoint=url))
 
 
 def _hour_window(config: JobConfig, ledger: Ledger) -> HourWindow:

@@ -6,10 +6,14 @@ import struct
 import time
 import uuid
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import orjson
+from aiohttp import web
 from aiohttp.web import BaseRequest, Response
 
 from . import shapes
@@ -17,6 +21,7 @@ from .faults import COUNTED_FAULTS, Draws, Ending, Plan, Settings
 from .operations import Book, SlidingWindow
 from .requests import InvalidRequest, read_request
 
+ADDRESS = "127.0.0.1"  # it serves this machine only
 SUBMITS = {"POST /foundationModels/v1/completionAsync": "completion", "POST /llm/v1alpha/instructAsync": "instruct"}
 POLL = "GET /operations/"
 QUOTAS = {"rps": "RequestsPerSecond", "rph": "RequestsPerHour", "read_rps": "ResultRequestsPerSecond"}
@@ -24,6 +29,30 @@ COUNTED = (
     *("submits_received", "submits_unauthorised", "submits_invalid", "refused_quota"),
     *(f"polls_{each}" for each in ("received", "unauthorised", "refused_quota", "running", "done", "not_found")),
 )
+
+
+@asynccontextmanager
+async def start(settings: Settings, *, port: int = 0, journal: Path | None = None) -> AsyncIterator[str]:
+    """A running emulator in this event loop, by its URL; stopped when the context is left.
+
+    Args:
+        port: 0 takes a free one.
+        journal: Accepted operations are kept in this file and read back from it; without it they die with
+            the process.
+    Raises:
+        ValueError: the journal is none.
+        OSError: the port is taken, or the journal cannot be opened.
+    """
+    with closing(Book(journal)) as book:
+        kind = partial(BaseRequest, loop=asyncio.get_running_loop(), client_max_size=8 * 1024 * 1024)
+        server = web.Server(Service(settings, book).answer, request_factory=kind, keepalive_timeout=75, access_log=None)
+        runner = web.ServerRunner(server, shutdown_timeout=0.1)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, ADDRESS, port, backlog=1024).start()
+            yield f"http://{ADDRESS}:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()
 
 
 class Refused(Exception):

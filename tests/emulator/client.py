@@ -13,7 +13,8 @@ from typing import IO, Any
 
 import aiohttp
 
-from batchrun.emulator import Settings, start
+from batchrun.emulator import Settings
+from batchrun.emulator.server import start
 
 ROOT = Path(__file__).parents[2]
 AT_ONCE = "p50=0,p99=0"
@@ -93,11 +94,8 @@ def visit(story: Callable[[Client], Awaitable[None]], settings: str = AT_ONCE, j
     """Tell one story to a fresh emulator."""
 
     async def main() -> None:
-        async with (
-            await start(Settings.parse(settings), journal=journal) as emulator,
-            aiohttp.ClientSession() as session,
-        ):
-            await story(Client(emulator.url, session))
+        async with start(Settings.parse(settings), journal=journal) as url, aiohttp.ClientSession() as session:
+            await story(Client(url, session))
 
     asyncio.run(main())
 
@@ -133,11 +131,7 @@ async def raw_submit(url: str) -> bytes:
 @contextlib.contextmanager
 def emulator_process(settings: str, journal: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """An emulator in a process of its own, with its address; killed at the end if it still lives."""
-    code = (
-        "import sys; from pathlib import Path; from batchrun.emulator import Settings, serve_forever;"
-        "serve_forever(Settings.parse(sys.argv[1]), port=0, journal=Path(sys.argv[2]))"
-    )
-    command = [sys.executable, "-c", code, settings, str(journal)]
+    command = [sys.executable, "-m", "batchrun", "emulator", "--faults", settings, "--journal", str(journal)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None

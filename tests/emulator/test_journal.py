@@ -7,8 +7,6 @@ from typing import Any
 import aiohttp
 import pytest
 
-from batchrun.emulator import Settings, start
-
 from .client import AT_ONCE, Client, emulator_process, raw_submit, visit, visit_url
 
 
@@ -123,7 +121,7 @@ def test_a_file_that_is_no_journal_is_refused_with_its_line(tmp_path: Path) -> N
         journal = tmp_path / "journal"
         journal.write_bytes(content)
         with pytest.raises(ValueError, match=r"journal:1: not a line"):
-            asyncio.run(start(Settings(), journal=journal))
+            visit(submit_once, journal=journal)
 
 
 def test_the_journal_is_private_and_never_a_link(tmp_path: Path) -> None:
@@ -132,4 +130,4 @@ def test_the_journal_is_private_and_never_a_link(tmp_path: Path) -> None:
     assert journal.stat().st_mode & 0o777 == 0o600
     link.symlink_to(journal)
     with pytest.raises(OSError, match="symbolic links"):
-        asyncio.run(start(Settings(), journal=link))
+        visit(submit_once, journal=link)

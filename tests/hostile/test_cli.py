@@ -7,14 +7,14 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import AsyncMock, patch
 
 import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchrun import emulator
+from batchrun.cli import emulator
 from batchrun.cli.run import run
 from batchrun.emulator import Settings
 from tests.hostile import IS_LONG, drawn
@@ -94,7 +94,7 @@ VALUES = st.sampled_from(STRANGE) | st.text(
 
 @pytest.fixture(autouse=True, scope="module")
 def no_server_is_started() -> Iterator[None]:
-    with patch.object(emulator, "serve_forever", lambda *_, **__: None):
+    with patch.object(emulator, "serve", AsyncMock()):
         yield
 
 
