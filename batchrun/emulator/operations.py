@@ -1,12 +1,12 @@
-"""What the emulated service remembers: accepted operations, who paid for them, and how fast requests came."""
+"""What the emulated service remembers: accepted operations, that is payments; and what a quota makes of the past."""
 
 import os
 import random
 import time
-from collections import Counter, deque
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -99,27 +99,7 @@ class Book:
         self.operations[operation.id] = operation
         self.paid.setdefault(operation.request, []).append(operation)
 
-    def payments(self) -> list[dict[str, Any]]:
-        """One entry per distinct request that was accepted at least once: a count above 1 was paid twice."""
-        return [
-            {"request": request, "text": paid[0].text, "count": len(paid), "operation_ids": [each.id for each in paid]}
-            for request, paid in self.paid.items()
-        ]
 
-
-class SlidingWindow:
-    """Events of the last ``span_s`` seconds, and the most there ever were in such a span."""
-
-    def __init__(self, span_s: float) -> None:
-        self._span_s = span_s
-        self._events: deque[float] = deque()
-        self.busiest = 0
-
-    def add(self, now: float) -> None:
-        self._events.append(now)
-        self.busiest = max(self.busiest, self.count(now))
-
-    def count(self, now: float) -> int:
-        while self._events and self._events[0] <= now - self._span_s:
-            self._events.popleft()
-        return len(self._events)
+def is_used_up(quota: int, admitted_at: Sequence[float], *, span_s: float, now: float) -> bool:
+    """Whether as many as the quota allows were admitted within the last ``span_s`` seconds; 0 = no quota."""
+    return 0 < quota <= len(admitted_at) and now - admitted_at[-quota] < span_s

@@ -18,16 +18,16 @@ from aiohttp.web import BaseRequest, Response
 
 from . import shapes
 from .faults import COUNTED_FAULTS, Draws, Ending, Plan, Settings
-from .operations import Book, SlidingWindow
+from .operations import Book, is_used_up
 from .requests import InvalidRequest, read_request
 
 ADDRESS = "127.0.0.1"  # it serves this machine only
 SUBMITS = {"POST /foundationModels/v1/completionAsync": "completion", "POST /llm/v1alpha/instructAsync": "instruct"}
 POLL = "GET /operations/"
-QUOTAS = {"rps": "RequestsPerSecond", "rph": "RequestsPerHour", "read_rps": "ResultRequestsPerSecond"}
+QUOTAS = {"rps": ("RequestsPerSecond", 1), "rph": ("RequestsPerHour", 3600), "read_rps": ("ResultRequestsPerSecond", 1)}
 COUNTED = (
-    *("submits_received", "submits_unauthorised", "submits_invalid", "refused_quota"),
-    *(f"polls_{each}" for each in ("received", "unauthorised", "refused_quota", "running", "done", "not_found")),
+    *("submits_received", "refused_quota"),
+    *("polls_received", "polls_refused_quota", "polls_running", "polls_done", "polls_not_found"),
 )
 
 
@@ -67,8 +67,8 @@ class Service:
         self._book = book
         self._polls = Counter[str]()  # of each operation
         self._counts = Counter[str](dict.fromkeys((*COUNTED, *COUNTED_FAULTS), 0))
-        self._received = {"second": SlidingWindow(1), "hour": SlidingWindow(3600)}
-        self._admitted = {name: SlidingWindow(3600 if name == "rph" else 1) for name in QUOTAS}
+        self._submitted_at: list[float] = []
+        self._read_at: list[float] = []
 
     async def answer(self, request: BaseRequest) -> Response:
         call = f"{request.method} {request.path}"
@@ -76,14 +76,15 @@ class Service:
             if call == "PUT /_faults":  # not part of the real service, as the next one
                 return self._change_faults(await request.read())
             if call == "GET /_stats":
-                return _response(self._stats(with_payments=request.query.get("totals") != "1"))
+                distinct = {each.request for each in self._book.operations.values()}
+                stats = {**self._counts, "accepted": len(self._book.operations), "distinct": len(distinct)}
+                return _response(stats)
             if call in SUBMITS:
                 return await self._submit(request, SUBMITS[call])
             if call.startswith(POLL):
                 return await self._poll(request, _readable(call.removeprefix(POLL)))
             raise Refused(404, "Not Found")
         except InvalidRequest as invalid:
-            self._counts["submits_invalid"] += 1
             http, text = 400, str(invalid)
         except Refused as refused:
             http, text = refused.args
@@ -96,8 +97,6 @@ class Service:
         return _response(error, http, **headers)
 
     async def _submit(self, request: BaseRequest, api: str) -> Response:
-        for window in self._received.values():
-            window.add(time.monotonic())
         self._authorise(request, "submits")
         wanted = read_request(await request.read(), api)
         own = self._plan.settings.folder
@@ -108,7 +107,7 @@ class Service:
         draws = Draws(settings, bytes.fromhex(wanted.sha256), str(self._book.seen[wanted.sha256]))
         meet = partial(self._meet, request, draws)
         await meet("status")
-        self._keep_quotas("refused_quota", "rps", "rph")
+        self._keep_quotas(self._submitted_at, "refused_quota", "rps", "rph")
         self._book.seen[wanted.sha256] += 1
         if dropped := await meet("reset", "refuse", "error_before"):
             return dropped
@@ -133,7 +132,7 @@ class Service:
         occasion = f"{operation.occurrence if operation else 'unknown'} poll {self._polls[operation_id] + 1}"
         meet = partial(self._meet, request, Draws(settings, digest, occasion))
         await meet("poll_status")
-        self._keep_quotas("polls_refused_quota", "read_rps")
+        self._keep_quotas(self._read_at, "polls_refused_quota", "read_rps")
         self._polls[operation_id] += 1
         if reply := await meet("poll_reset", "poll_refuse", "poll_error", "poll_slow", "poll_garbled"):
             return reply
@@ -152,18 +151,16 @@ class Service:
         scheme, _, secret = _readable(request.headers.get("Authorization", "")).partition(" ")
         complaints = {"api-key": shapes.unknown_api_key(secret), "bearer": shapes.BAD_TOKEN} if secret else {}
         if scheme.lower() not in complaints or self._plan.settings.api_key not in ("", secret):
-            self._counts[f"{calls}_unauthorised"] += 1
             raise Refused(401, complaints.get(scheme.lower(), shapes.NO_CREDENTIALS))
 
-    def _keep_quotas(self, counter: str, *names: str) -> None:
+    def _keep_quotas(self, admitted_at: list[float], counter: str, *names: str) -> None:
         now = time.monotonic()
         for name in names:
-            allowed = getattr(self._plan.settings, name)
-            if allowed and self._admitted[name].count(now) >= allowed:
+            quota, (called, span_s) = getattr(self._plan.settings, name), QUOTAS[name]
+            if is_used_up(quota, admitted_at, span_s=span_s, now=now):
                 self._counts[counter] += 1
-                raise Refused(429, shapes.QUOTA_EXCEEDED.format(QUOTAS[name], allowed))
-        for name in names:
-            self._admitted[name].add(now)
+                raise Refused(429, shapes.QUOTA_EXCEEDED.format(called, quota))
+        admitted_at.append(now)
 
     async def _meet(self, request: BaseRequest, draws: Draws, *faults: str, body: bytes = b"") -> Response | None:
         """Meet these faults in their order. Those that happen are counted; the first that can answer does."""
@@ -198,11 +195,6 @@ class Service:
         except ValueError as exc:  # a JSONDecodeError is one
             return _response({"error": str(exc)}, http=400)
         return _response(self._plan.settings)
-
-    def _stats(self, *, with_payments: bool) -> dict[str, Any]:
-        stats = {**self._counts, "accepted": len(self._book.operations), "distinct": len(self._book.paid)}
-        stats |= {f"max_submits_in_one_{span}": window.busiest for span, window in self._received.items()}
-        return stats | ({"payments": self._book.payments()} if with_payments else {})
 
 
 def _readable(text: str) -> str:

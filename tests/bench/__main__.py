@@ -233,7 +233,7 @@ def under_quota(
     settings = (f"p50={p50}", f"p99={p99}", f"rps={rps}", f"read_rps={read_rps}")
     with emulator(*settings, journal=journal) as url:
         spend("-m", "batchrun", path, "-o", out, *pace, environ=at(url))
-        with urllib.request.urlopen(f"{url}/_stats?totals=1") as reply:
+        with urllib.request.urlopen(f"{url}/_stats") as reply:
             stats = json.load(reply)
     operations = sorted(map(json.loads, journal.read_text().splitlines()), key=lambda each: each["accepted_at"])
     ideal_s = max(

@@ -54,7 +54,7 @@ class Emulator:
         return int(self._totals()[name] - self._counted[name])
 
     def _totals(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self.url}/_stats?totals=1", timeout=10) as reply:
+        with urllib.request.urlopen(f"{self.url}/_stats", timeout=10) as reply:
             totals: dict[str, Any] = json.load(reply)
         return totals
 
