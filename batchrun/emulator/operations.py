@@ -10,7 +10,7 @@ from pathlib import Path
 
 import orjson
 
-from .faults import Draws, Ending, ending, latency_s
+from .faults import Draws, ending, latency_s
 from .requests import Request
 
 
@@ -28,15 +28,15 @@ class Operation:
     occurrence: int  # how many times its request had been seen before
     accepted_at: float
     finishes_at: float
-    ending: Ending
+    ending: str
     fail_code: int
-    api: str = "completion"  # older journals do not name it
+    api: str
 
     def is_done(self, now: float) -> bool:
-        return self.ending is not Ending.STUCK and now >= self.finishes_at
+        return self.ending != "stuck" and now >= self.finishes_at
 
     def is_known(self, now: float, retention_s: float) -> bool:
-        return self.ending is not Ending.MISSING and now < self.accepted_at + retention_s
+        return self.ending != "missing" and now < self.accepted_at + retention_s
 
 
 class Book:
@@ -52,8 +52,7 @@ class Book:
 
     def __init__(self, journal: Path | None) -> None:
         self.operations: dict[str, Operation] = {}
-        self.paid: dict[str, list[Operation]] = {}  # by request, as the next one
-        self.seen = Counter[str]()  # drawn for, accepted or not
+        self.seen = Counter[str]()  # by request: how often it was drawn for, accepted or not
         self._path = journal or os.devnull
         self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with open(self._file, "rb", closefd=False) as lines:
@@ -62,9 +61,8 @@ class Book:
                     os.ftruncate(self._file, lines.tell() - len(line))
                     return
                 try:
-                    fields = orjson.loads(line)
-                    self._remember(Operation(**{**fields, "ending": Ending(fields["ending"])}))
-                except (ValueError, KeyError, TypeError) as exc:
+                    self._remember(Operation(**orjson.loads(line)))
+                except (ValueError, TypeError) as exc:
                     self.close()
                     raise ValueError(f"{self._path}:{number}: not a line of an emulator's journal") from exc
 
@@ -74,17 +72,16 @@ class Book:
     def accept(self, request: Request, draws: Draws) -> Operation:
         """Take a request for good: it is paid for, and in the journal, when this returns."""
         now = time.time()
-        failures = sum(each.ending is Ending.FAIL for each in self.paid.get(request.sha256, ()))
         operation = Operation(
             # Random, never from the seed: an emulator that lost its journal must not know an old id by accident.
             id="d7q" + "".join(random.choices("0123456789abcdefghijklmnopqrstuv", k=17)),  # [R] of text generation
             request=request.sha256,
             text=request.text[:200],
             characters=request.characters,
-            occurrence=int(draws.occasion),
+            occurrence=draws.occurrence,
             accepted_at=now,
             finishes_at=now + latency_s(draws),
-            ending=ending(draws, failures=failures),
+            ending=ending(draws),
             fail_code=draws.settings.fail_code,
             api=request.api,
         )
@@ -97,7 +94,6 @@ class Book:
     def _remember(self, operation: Operation) -> None:
         self.seen[operation.request] = max(self.seen[operation.request], operation.occurrence + 1)
         self.operations[operation.id] = operation
-        self.paid.setdefault(operation.request, []).append(operation)
 
 
 def is_used_up(quota: int, admitted_at: Sequence[float], *, span_s: float, now: float) -> bool:

@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.web import BaseRequest, Response
 
 from . import shapes
-from .faults import COUNTED_FAULTS, Draws, Ending, Plan, Settings
+from .faults import COUNTED_FAULTS, Draws, Plan, Settings
 from .operations import Book, is_used_up
 from .requests import InvalidRequest, read_request
 
@@ -104,7 +104,7 @@ class Service:
             if own not in ("", given):
                 raise InvalidRequest(shapes.FOLDER_MISMATCH.format(given, own))
         settings = self._plan.for_text(wanted.text)
-        draws = Draws(settings, bytes.fromhex(wanted.sha256), str(self._book.seen[wanted.sha256]))
+        draws = Draws(settings, wanted.sha256, self._book.seen[wanted.sha256])
         meet = partial(self._meet, request, draws)
         await meet("status")
         self._keep_quotas(self._submitted_at, "refused_quota", "rps", "rph")
@@ -113,7 +113,7 @@ class Service:
             return dropped
         earlier_id = next(reversed(self._book.operations), None)
         operation = self._book.accept(wanted, draws)  # paid from here on, whatever the client gets to see
-        if operation.ending is not Ending.FINAL:
+        if operation.ending != "final":
             self._counts[operation.ending] += 1
         document = shapes.operation_document(operation, settings, done=False)
         if dropped := await meet("slow", "lost"):
@@ -128,9 +128,8 @@ class Service:
         self._authorise(request, "polls")
         operation = self._book.operations.get(operation_id)
         settings = self._plan.for_text(operation.text) if operation else self._plan.settings
-        digest = bytes.fromhex(operation.request) if operation else operation_id.encode()
-        occasion = f"{operation.occurrence if operation else 'unknown'} poll {self._polls[operation_id] + 1}"
-        meet = partial(self._meet, request, Draws(settings, digest, occasion))
+        seen = (operation.request, operation.occurrence) if operation else ("unknown", 0)
+        meet = partial(self._meet, request, Draws(settings, *seen, self._polls[operation_id] + 1))
         await meet("poll_status")
         self._keep_quotas(self._read_at, "polls_refused_quota", "read_rps")
         self._polls[operation_id] += 1

@@ -9,7 +9,7 @@ import time
 import zlib
 from typing import Any
 
-from .faults import Ending, Settings
+from .faults import Settings
 from .operations import Operation
 
 Json = dict[str, Any]
@@ -34,11 +34,11 @@ def operation_document(operation: Operation, settings: Settings, *, done: bool) 
         "done": done,
         "metadata": None,
     }
-    if done and operation.ending is Ending.FAIL:  # [P] google.rpc.Status, [I] its text
+    if done and operation.ending == "fail":  # [P] google.rpc.Status, [I] its text
         code = operation.fail_code
         message = "internal error" if code == 13 else f"generation failed with code {code}"
         document["error"] = {"code": code, "message": message, "details": []}
-    elif done and operation.ending is not Ending.NEITHER:
+    elif done and operation.ending != "neither":
         document["response"] = _response(operation, settings)
     if settings.null_timestamps:  # [W] as image generation answers
         document |= {"createdAt": None, "modifiedAt": None}
@@ -61,10 +61,10 @@ def _response(operation: Operation, settings: Settings) -> Json:
     """
     origin = f"Invented by the emulator, no model was asked ({operation.request[:8]})."
     text, status = f"{origin} You wrote: {operation.text[:60]}", "FINAL"
-    if operation.ending is Ending.FILTER:
+    if operation.ending == "filter":
         text = "Invented by the emulator: this answer was held back by the content filter."
         status = "CONTENT_FILTER"
-    elif operation.ending is Ending.TRUNCATE:
+    elif operation.ending == "truncate":
         text, status = text[: len(text) // 2], "TRUNCATED_FINAL"
     prompt_tokens, answer_tokens = max(1, operation.characters // 3), max(1, len(text) // 3)
     if operation.api == "instruct":  # [P] has no status; [I] the name of the type

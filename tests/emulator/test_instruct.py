@@ -118,18 +118,3 @@ def test_a_restart_knows_the_instructions_and_who_paid_for_them(tmp_path: Path) 
 
     visit(before, journal=tmp_path / "journal")
     visit(after, journal=tmp_path / "journal")
-
-
-def test_a_journal_from_before_there_were_two_apis_is_read(tmp_path: Path) -> None:
-    journal, ids = tmp_path / "journal", []
-
-    async def before(client: Client) -> None:
-        ids.append(await client.submit_for_id())
-
-    async def after(client: Client) -> None:
-        assert (await client.poll(ids[0])).json["response"]["@type"].endswith(".CompletionResponse")
-
-    visit(before, journal=journal)
-    journal.write_bytes(journal.read_bytes().replace(b',"api":"completion"', b""))
-    assert b'"api"' not in journal.read_bytes()
-    visit(after, journal=journal)
