@@ -1,21 +1,14 @@
 """What the emulator is told to do wrong, and the draws that decide when. Pure: no clock, no state."""
 
-import difflib
 import math
-import sys
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from random import Random
 from statistics import NormalDist
 from typing import Annotated, Any, NamedTuple, Self, get_args
 
-FOR_ALL_REQUESTS = frozenset({"seed", "rps", "rph", "read_rps", "api_key", "folder", "retry_after"})
-"""Settings that a rule for some requests cannot change."""
-
-
 Chance = Annotated[float, 0, 1]  # the least and the most that is taken beside the default
-Seconds = Annotated[float, 0, sys.float_info.max]
+Seconds = Annotated[float, 0, 1e9]
 Whole = Annotated[int, 0, 2**63]
 Status = Annotated[int, 300, 599]  # a success is no fault
 Switch = Annotated[int, 0, 1]
@@ -27,7 +20,7 @@ class Settings:
 
     p50: Seconds = 0.3  # half of the operations finish within p50 seconds; 0 = all at once
     p99: Seconds = 1.0
-    seed: Annotated[int, -(2**63), 2**63] = 0
+    seed: Whole = 0
     retention: Seconds = 259_200.0
     rps: Whole = 0  # quotas: 0 = off
     rph: Whole = 0
@@ -70,28 +63,25 @@ class Settings:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``k=v`` pairs separated by commas, as in ``p50=2,p99=10,lost=0.05``.
+        """Read ``k=v`` pairs separated by commas, as in ``p50=2,p99=10,lost=0.05``; the last of a name counts.
 
         Raises:
-            ValueError: in plain words, with the nearest name when one was misspelt.
+            ValueError: in plain words.
         """
-        given: dict[str, str] = {}
-        for pair in filter(None, map(str.strip, text.split(","))):
-            name, equals, value = map(str.strip, pair.partition("="))
-            if not equals:
-                raise ValueError(f"`{pair}` has no value: write `{pair}=...`")
-            if name in given:
-                raise ValueError(f"`{name}` is given twice")
-            given[name] = value
-        return cls().updated(given)
+        pairs = (pair.partition("=") for pair in text.split(",") if pair.strip())
+        return cls().updated({name.strip(): value.strip() for name, _, value in pairs})
 
-    def updated(self, values: Mapping[str, object]) -> Self:
+    def updated(self, values: object, *, besides: str = "") -> Self:
         """These settings with ``values`` (text, or what JSON holds) in place of those named.
 
+        Args:
+            besides: A name among the values that is no setting.
         Raises:
-            ValueError: an unknown name, or a value that is none or out of its range.
+            ValueError: no object, an unknown name, or a value that is none or out of its range.
         """
-        return replace(self, **{name: _checked(name, value) for name, value in values.items()})
+        if not isinstance(values, dict):
+            raise ValueError(f"`{values}`: must be an object of settings")
+        return replace(self, **{name: _checked(name, value) for name, value in values.items() if name != besides})
 
 
 _KINDS = {each.name: (each.default, *get_args(each.type)[1:]) for each in fields(Settings)}
@@ -101,51 +91,14 @@ COUNTED_FAULTS = [each.name for each in fields(Settings) if each.type in (Chance
 
 def _checked(name: str, value: object) -> Any:
     if name not in _KINDS:
-        near = difflib.get_close_matches(name, _KINDS, n=1)
-        hint = f": did you mean `{near[0]}`?" if near else f"; the settings are {', '.join(_KINDS)}"
-        raise ValueError(f"unknown setting `{name}`{hint}")
+        raise ValueError(f"unknown setting `{name}`; the settings are {', '.join(_KINDS)}")
     default, *limits = _KINDS[name]
-    with suppress(TypeError, ValueError, OverflowError):
-        checked = type(default)(value)
-        is_exact = isinstance(value, str) or checked == value
-        if is_exact and (not limits or checked == default or limits[0] <= checked <= limits[1]):
+    with suppress(ValueError):
+        checked = type(default)(str(value))
+        if not limits or checked == default or limits[0] <= checked <= limits[1]:
             return checked
-    wanted = {int: "a whole number", float: "a number", str: "text"}[type(default)]
-    between = " between {:g} and {:g}".format(*limits) if limits else ""
-    raise ValueError(f"`{name}={value}`: must be {wanted}{between}")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The settings in force, and rules: other settings for requests whose last message holds a given text."""
-
-    settings: Settings
-    rules: Sequence[Any] = ()  # as they were given
-
-    def for_text(self, text: str) -> Settings:
-        """The settings for one request: those of the first rule that matches, else the common ones."""
-        return next((self._under(rule) for rule in self.rules if rule["text"] in text), self.settings)
-
-    def updated(self, change: Mapping[str, Any]) -> "Plan":
-        """The plan after one ``PUT /_faults``. Rules stay, over the new settings, unless ``rules`` is named.
-
-        Raises:
-            ValueError: an unknown name, a value out of range, or a rule that is none.
-        """
-        rules = change.get("rules", self.rules)
-        if not isinstance(rules, list | tuple):
-            raise ValueError("`rules` must be a list of objects")
-        plan = Plan(self.settings.updated({name: change[name] for name in change if name != "rules"}), rules)
-        for rule in rules:
-            plan._under(rule)
-        return plan
-
-    def _under(self, rule: Any) -> Settings:
-        if not isinstance(rule, dict) or not isinstance(rule.get("text"), str):
-            raise ValueError('a rule must be an object with a `"text"`')
-        if common := FOR_ALL_REQUESTS & rule.keys():
-            raise ValueError(f"`{min(common)}` holds for all requests: it cannot stand in a rule")
-        return self.settings.updated({name: rule[name] for name in rule if name != "text"})
+    wanted = "a whole number" if isinstance(default, int) else "a number"
+    raise ValueError(f"`{name}={value}`: must be {wanted} between {limits[0]:g} and {limits[1]:g}")
 
 
 class Draws(NamedTuple):

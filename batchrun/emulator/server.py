@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.web import BaseRequest, Response
 
 from . import shapes
-from .faults import COUNTED_FAULTS, Draws, Plan, Settings
+from .faults import COUNTED_FAULTS, Draws, Settings
 from .operations import Book, is_used_up
 from .requests import InvalidRequest, read_request
 
@@ -63,7 +63,8 @@ class Service:
     """The emulated service: one instance per server, used from one event loop."""
 
     def __init__(self, settings: Settings, book: Book) -> None:
-        self._plan = Plan(settings)
+        self._settings = settings
+        self._rules: list[dict[str, Any]] = []  # settings over the common ones, for requests that hold a text
         self._book = book
         self._polls = Counter[str]()  # of each operation
         self._counts = Counter[str](dict.fromkeys((*COUNTED, *COUNTED_FAULTS), 0))
@@ -91,19 +92,19 @@ class Service:
         headers = {"x-request-id": str(uuid.uuid4())}
         if 300 <= http < 400:  # a redirect to itself: a client that follows it is counted again
             headers["Location"] = request.path
-        if http == 429 and self._plan.settings.retry_after:
-            headers["Retry-After"] = str(self._plan.settings.retry_after)
+        if http == 429 and self._settings.retry_after:
+            headers["Retry-After"] = str(self._settings.retry_after)
         error = shapes.error(http, text, headers["x-request-id"], of_submit=call in SUBMITS)
         return _response(error, http, **headers)
 
     async def _submit(self, request: BaseRequest, api: str) -> Response:
         self._authorise(request, "submits")
         wanted = read_request(await request.read(), api)
-        own = self._plan.settings.folder
+        own = self._settings.folder
         for given in (wanted.folder or own, _readable(request.headers.get("x-folder-id", own))):
             if own not in ("", given):
                 raise InvalidRequest(shapes.FOLDER_MISMATCH.format(given, own))
-        settings = self._plan.for_text(wanted.text)
+        settings = self._settings_for(wanted.text)
         draws = Draws(settings, wanted.sha256, self._book.seen[wanted.sha256])
         meet = partial(self._meet, request, draws)
         await meet("status")
@@ -127,7 +128,7 @@ class Service:
     async def _poll(self, request: BaseRequest, operation_id: str) -> Response:
         self._authorise(request, "polls")
         operation = self._book.operations.get(operation_id)
-        settings = self._plan.for_text(operation.text) if operation else self._plan.settings
+        settings = self._settings_for(operation.text) if operation else self._settings
         seen = (operation.request, operation.occurrence) if operation else ("unknown", 0)
         meet = partial(self._meet, request, Draws(settings, *seen, self._polls[operation_id] + 1))
         await meet("poll_status")
@@ -149,13 +150,13 @@ class Service:
         self._counts[f"{calls}_received"] += 1
         scheme, _, secret = _readable(request.headers.get("Authorization", "")).partition(" ")
         complaints = {"api-key": shapes.unknown_api_key(secret), "bearer": shapes.BAD_TOKEN} if secret else {}
-        if scheme.lower() not in complaints or self._plan.settings.api_key not in ("", secret):
+        if scheme.lower() not in complaints or self._settings.api_key not in ("", secret):
             raise Refused(401, complaints.get(scheme.lower(), shapes.NO_CREDENTIALS))
 
     def _keep_quotas(self, admitted_at: list[float], counter: str, *names: str) -> None:
         now = time.monotonic()
         for name in names:
-            quota, (called, span_s) = getattr(self._plan.settings, name), QUOTAS[name]
+            quota, (called, span_s) = getattr(self._settings, name), QUOTAS[name]
             if is_used_up(quota, admitted_at, span_s=span_s, now=now):
                 self._counts[counter] += 1
                 raise Refused(429, shapes.QUOTA_EXCEEDED.format(called, quota))
@@ -186,14 +187,22 @@ class Service:
     # Control, at the emulator only
 
     def _change_faults(self, body: bytes) -> Response:
+        """Settings, and rules if they are named: all of them, or none if one is wrong."""
         try:
             change = orjson.loads(body)
-            if not isinstance(change, dict):
-                raise ValueError("the body must be a JSON object")
-            self._plan = self._plan.updated(change)
-        except ValueError as exc:  # a JSONDecodeError is one
+            settings = self._settings.updated(change, besides="rules")
+            rules = list(change.get("rules", self._rules))
+            for rule in rules:
+                settings.updated(rule, besides="text")
+        except (ValueError, TypeError) as exc:
             return _response({"error": str(exc)}, http=400)
-        return _response(self._plan.settings)
+        self._settings, self._rules = settings, rules
+        return _response(settings)
+
+    def _settings_for(self, text: str) -> Settings:
+        """Those of the first rule that matches, else the common ones."""
+        matching = (rule for rule in self._rules if str(rule.get("text", "")) in text)
+        return next((self._settings.updated(rule, besides="text") for rule in matching), self._settings)
 
 
 def _readable(text: str) -> str:

@@ -45,7 +45,25 @@ def test_faults_change_while_it_runs_for_all_or_for_some() -> None:
     visit(story)
 
 
-@pytest.mark.parametrize("content", [b"[]", b"{", b'{"lsot": 1}', b'{"lost": "x"}', b'{"rps": 1.5}', b'{"p99": null}'])
+def test_a_rule_lies_over_the_common_settings_and_stays_when_they_change() -> None:
+    async def story(client: Client) -> None:
+        await client.change(fail=1, rules=[{"text": "poison", "fail_code": 3}, {"text": "poison", "fail": 0}])
+        await client.change(fail_code=8)
+        assert (await client.answer("this is poison!"))["error"]["code"] == 3
+        assert (await client.answer("this is not"))["error"]["code"] == 8
+        await client.change(rules=[])
+        assert (await client.answer("poison"))["error"]["code"] == 8
+
+    visit(story)
+
+
+WRONG_CHANGES = [
+    *(b"[]", b"{", b'{"lsot": 1}', b'{"lost": "x"}', b'{"rps": 1.5}', b'{"p99": null}'),
+    *(b'{"rules": 5}', b'{"rules": ["x"]}', b'{"status": 503, "rules": [{"text": "a", "fial": 1}]}'),
+]
+
+
+@pytest.mark.parametrize("content", WRONG_CHANGES)
 def test_a_wrong_change_is_refused_whole(content: bytes) -> None:
     async def story(client: Client) -> None:
         reply = await client.request("PUT", "/_faults", content)
