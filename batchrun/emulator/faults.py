@@ -53,7 +53,6 @@ class Settings:
     poll_reset: Chance = 0.0
     poll_refuse: Chance = 0.0
     poll_error: Chance = 0.0
-    poll_slow: Seconds = 0.0
     poll_garbled: Chance = 0.0
 
     omit_null: Switch = 0
@@ -85,7 +84,7 @@ class Settings:
 
 
 _KINDS = {each.name: (each.default, *get_args(each.type)[1:]) for each in fields(Settings)}
-COUNTED_FAULTS = [each.name for each in fields(Settings) if each.type in (Chance, Status) or "slow" in each.name]
+COUNTED_FAULTS = [each.name for each in fields(Settings) if each.type in (Chance, Status) or each.name == "slow"]
 """Faults with a counter of their own, under their own name, in the statistics."""
 
 
@@ -115,7 +114,7 @@ class Draws(NamedTuple):
     def hit(self, fault: str) -> bool:
         """Whether a fault happens: seconds and a status do whenever they are set."""
         value: float = getattr(self.settings, fault)
-        return value > 0 and (fault.endswith("slow") or self.of(fault).random() < value)
+        return value > 0 and (fault == "slow" or self.of(fault).random() < value)
 
 
 def latency_s(draws: Draws) -> float:

@@ -32,12 +32,6 @@ class Operation:
     fail_code: int
     api: str
 
-    def is_done(self, now: float) -> bool:
-        return self.ending != "stuck" and now >= self.finishes_at
-
-    def is_known(self, now: float, retention_s: float) -> bool:
-        return self.ending != "missing" and now < self.accepted_at + retention_s
-
 
 class Book:
     """All operations and payments; with a journal it is as it was after any kill.

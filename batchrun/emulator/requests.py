@@ -45,8 +45,8 @@ _ONE_OF = (
 )
 
 
-class InvalidRequest(ValueError):
-    """Refused with code 3; the text is the one the service would give, or one in its manner."""
+class Refused(Exception):
+    """The call ends here, with an HTTP status and a text: the one the service would give, or one in its manner."""
 
 
 class Request(NamedTuple):
@@ -63,18 +63,18 @@ def read_request(body: bytes, api: str) -> Request:
     """Read and check one body of an API: ``completion`` or ``instruct``.
 
     Raises:
-        InvalidRequest: it is not JSON, not a request of this API, or breaks a limit of the service.
+        Refused: it is not JSON, not a request of this API, or breaks a limit of the service.
     """
     try:
         document = orjson.loads(body)
         canonical = orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
     except (orjson.JSONDecodeError, orjson.JSONEncodeError) as exc:
-        raise InvalidRequest(f"cannot read the body as JSON: {exc}") from exc
+        raise Refused(400, f"cannot read the body as JSON: {exc}") from exc
     fields, read = _READERS[api]
     folder, texts = read(_message(document, fields, "request"))
     for text in texts:
         if len(text) > 100_000:
-            raise InvalidRequest(f"text length is {len(text)}, which is outside the range (0, 100000]")
+            raise Refused(400, f"text length is {len(text)}, which is outside the range (0, 100000]")
     return Request(hashlib.sha256(canonical).hexdigest(), api, folder, texts[-1], sum(map(len, texts)))
 
 
@@ -83,20 +83,20 @@ def _completion(request: dict[str, Any]) -> tuple[str, list[str]]:
     model_uri, messages = request.get("modelUri", ""), request.get("messages")
     match = _MODEL_URI.fullmatch(model_uri)
     if match is None:
-        raise InvalidRequest("Failed to parse model URI" if model_uri else "invalid model_uri")
+        raise Refused(400, "Failed to parse model URI" if model_uri else "invalid model_uri")
     if not messages:
-        raise InvalidRequest("messages must not be empty")
+        raise Refused(400, "messages must not be empty")
     if not all(message.keys() & {"toolCallList", "toolResultList"} or message.get("text") for message in messages):
-        raise InvalidRequest("empty message text")
+        raise Refused(400, "empty message text")
     return match[1], [message.get("text", "") for message in messages]
 
 
 def _instruct(request: dict[str, Any]) -> tuple[str, list[str]]:
     """No folder, which only the key or a header can tell; the instruction and the request."""
     if not 0 < len(request.get("model", "")) <= 50:  # [P] the most; [I] that a model must be named
-        raise InvalidRequest("model must have 1 to 50 characters")
+        raise Refused(400, "model must have 1 to 50 characters")
     if not request.get("requestText"):
-        raise InvalidRequest("empty request text")
+        raise Refused(400, "empty request text")
     return "", [request.get("instructionText", ""), request["requestText"]]
 
 
@@ -106,20 +106,20 @@ _READERS = {"completion": (_COMPLETION_REQUEST, _completion), "instruct": (_INST
 def _message(value: object, fields: dict[str, Any], place: str) -> dict[str, Any]:
     """A proto message: names in either spelling, null is absent, nothing unknown, at most one of a oneof."""
     if not isinstance(value, dict):
-        raise InvalidRequest(f"{place}: must be an object")
+        raise Refused(400, f"{place}: must be an object")
     found: dict[str, Any] = {}
     for key, item in value.items():
         # `max_tokens` and `maxTokens` are the official spellings; what mixes the two stays as it is
         name = re.sub("_([a-z])", lambda match: match[1].upper(), key) if key.islower() else key
         if name not in fields:
-            raise InvalidRequest(f'{place}: unknown field "{key}"')
+            raise Refused(400, f'{place}: unknown field "{key}"')
         if name in found:
-            raise InvalidRequest(f'{place}: field "{name}" is given twice')
+            raise Refused(400, f'{place}: field "{name}" is given twice')
         if item is not None:
             found[name] = _value(item, fields[name], name)
     for names in _ONE_OF:
         if len(names & found.keys()) > 1:
-            raise InvalidRequest(f"{place}: only one of {', '.join(sorted(names))} may be set")
+            raise Refused(400, f"{place}: only one of {', '.join(sorted(names))} may be set")
     return found
 
 
@@ -141,5 +141,5 @@ def _value(value: Any, kind: Any, place: str) -> Any:
             if type(value) in (int, float) and value == wanted(value):
                 if least <= value <= most:
                     return value
-                raise InvalidRequest(f"{place} must lie in [{least}, {most}], got {value}")
-    raise InvalidRequest(f"{place}: wrong type")
+                raise Refused(400, f"{place} must lie in [{least}, {most}], got {value}")
+    raise Refused(400, f"{place}: wrong type")

@@ -19,7 +19,7 @@ from aiohttp.web import BaseRequest, Response
 from . import shapes
 from .faults import COUNTED_FAULTS, Draws, Settings
 from .operations import Book, is_used_up
-from .requests import InvalidRequest, read_request
+from .requests import Refused, read_request
 
 ADDRESS = "127.0.0.1"  # it serves this machine only
 SUBMITS = {"POST /foundationModels/v1/completionAsync": "completion", "POST /llm/v1alpha/instructAsync": "instruct"}
@@ -55,8 +55,11 @@ async def start(settings: Settings, *, port: int = 0, journal: Path | None = Non
             await runner.cleanup()
 
 
-class Refused(Exception):
-    """The call ends here, with an HTTP status and a text, if it is not the usual one for that status."""
+class Answered(Exception):
+    """The call ends here, with this response."""
+
+    def __init__(self, response: Response) -> None:
+        self.response = response
 
 
 class Service:
@@ -77,78 +80,70 @@ class Service:
             if call == "PUT /_faults":  # not part of the real service, as the next one
                 return self._change_faults(await request.read())
             if call == "GET /_stats":
-                distinct = {each.request for each in self._book.operations.values()}
-                stats = {**self._counts, "accepted": len(self._book.operations), "distinct": len(distinct)}
-                return _response(stats)
+                return self._stats()
             if call in SUBMITS:
                 return await self._submit(request, SUBMITS[call])
             if call.startswith(POLL):
-                return await self._poll(request, _readable(call.removeprefix(POLL)))
+                return await self._poll(request, call.removeprefix(POLL))
             raise Refused(404, "Not Found")
-        except InvalidRequest as invalid:
-            http, text = 400, str(invalid)
+        except Answered as answered:
+            return answered.response
         except Refused as refused:
             http, text = refused.args
         headers = {"x-request-id": str(uuid.uuid4())}
-        if 300 <= http < 400:  # a redirect to itself: a client that follows it is counted again
-            headers["Location"] = request.path
         if http == 429 and self._settings.retry_after:
             headers["Retry-After"] = str(self._settings.retry_after)
         error = shapes.error(http, text, headers["x-request-id"], of_submit=call in SUBMITS)
         return _response(error, http, **headers)
 
     async def _submit(self, request: BaseRequest, api: str) -> Response:
-        self._authorise(request, "submits")
+        self._counts["submits_received"] += 1
+        self._authorise(request)
         wanted = read_request(await request.read(), api)
         own = self._settings.folder
-        for given in (wanted.folder or own, _readable(request.headers.get("x-folder-id", own))):
+        for given in (wanted.folder or own, request.headers.get("x-folder-id", own)):
             if own not in ("", given):
-                raise InvalidRequest(shapes.FOLDER_MISMATCH.format(given, own))
+                raise Refused(400, shapes.FOLDER_MISMATCH.format(given, own))
         settings = self._settings_for(wanted.text)
         draws = Draws(settings, wanted.sha256, self._book.seen[wanted.sha256])
         meet = partial(self._meet, request, draws)
-        await meet("status")
         self._keep_quotas(self._submitted_at, "refused_quota", "rps", "rph")
         self._book.seen[wanted.sha256] += 1
-        if dropped := await meet("reset", "refuse", "error_before"):
-            return dropped
+        await meet("status", "reset", "refuse", "error_before")
         earlier_id = next(reversed(self._book.operations), None)
         operation = self._book.accept(wanted, draws)  # paid from here on, whatever the client gets to see
         if operation.ending != "final":
             self._counts[operation.ending] += 1
         document = shapes.operation_document(operation, settings, done=False)
-        if dropped := await meet("slow", "lost"):
-            return dropped
         if earlier_id and draws.hit("same_id"):
             self._counts["same_id"] += 1
             document["id"] = earlier_id
         body = orjson.dumps(document)
-        return await meet("cut", "garbled", "error_after", body=body) or _response(body)
+        await meet("slow", "lost", "cut", "garbled", "error_after", body=body)
+        return _response(body)
 
     async def _poll(self, request: BaseRequest, operation_id: str) -> Response:
-        self._authorise(request, "polls")
+        self._counts["polls_received"] += 1
+        self._authorise(request)
         operation = self._book.operations.get(operation_id)
         settings = self._settings_for(operation.text) if operation else self._settings
         seen = (operation.request, operation.occurrence) if operation else ("unknown", 0)
-        meet = partial(self._meet, request, Draws(settings, *seen, self._polls[operation_id] + 1))
-        await meet("poll_status")
         self._keep_quotas(self._read_at, "polls_refused_quota", "read_rps")
         self._polls[operation_id] += 1
-        if reply := await meet("poll_reset", "poll_refuse", "poll_error", "poll_slow", "poll_garbled"):
-            return reply
+        draws = Draws(settings, *seen, self._polls[operation_id])
+        await self._meet(request, draws, "poll_status", "poll_reset", "poll_refuse", "poll_error", "poll_garbled")
         now = time.time()
-        if operation is None or not operation.is_known(now, settings.retention):
+        if operation is None or operation.ending == "missing" or now >= operation.accepted_at + settings.retention:
             self._counts["polls_not_found"] += 1
             raise Refused(404, shapes.NOT_FOUND)
-        done = operation.is_done(now)
+        done = operation.ending != "stuck" and now >= operation.finishes_at
         self._counts["polls_done" if done else "polls_running"] += 1
         return _response(shapes.operation_document(operation, settings, done=done))
 
     # For both
 
-    def _authorise(self, request: BaseRequest, calls: str) -> None:
-        self._counts[f"{calls}_received"] += 1
-        scheme, _, secret = _readable(request.headers.get("Authorization", "")).partition(" ")
+    def _authorise(self, request: BaseRequest) -> None:
+        scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
         complaints = {"api-key": shapes.unknown_api_key(secret), "bearer": shapes.BAD_TOKEN} if secret else {}
         if scheme.lower() not in complaints or self._settings.api_key not in ("", secret):
             raise Refused(401, complaints.get(scheme.lower(), shapes.NO_CREDENTIALS))
@@ -162,27 +157,28 @@ class Service:
                 raise Refused(429, shapes.QUOTA_EXCEEDED.format(called, quota))
         admitted_at.append(now)
 
-    async def _meet(self, request: BaseRequest, draws: Draws, *faults: str, body: bytes = b"") -> Response | None:
-        """Meet these faults in their order. Those that happen are counted; the first that can answer does."""
-        for fault in faults:
-            if not draws.hit(fault):
-                continue
+    async def _meet(self, request: BaseRequest, draws: Draws, *faults: str, body: bytes = b"") -> None:
+        """Meet these faults in their order. Those that happen are counted; the first that can answer does.
+
+        Raises:
+            Refused, Answered: so the call ends.
+        """
+        for fault in filter(draws.hit, faults):
             self._counts[fault] += 1
             match fault.removeprefix("poll_"):
                 case "slow":
-                    await asyncio.sleep(getattr(draws.settings, fault))
+                    await asyncio.sleep(draws.settings.slow)
                 case "reset" | "lost" as kind:
-                    return _dropped(request, with_reset=kind == "reset")
+                    raise Answered(_dropped(request, with_reset=kind == "reset"))
                 case "cut":  # promise the whole body, send half of it, close the connection
                     cut = _response(body[: len(body) // 2], 200, **{"Content-Length": str(len(body))})
                     cut.force_close()
-                    return cut
+                    raise Answered(cut)
                 case "garbled":
-                    return _response(shapes.HTML_ERROR, content_type="text/html")
+                    raise Answered(_response(shapes.HTML_ERROR, content_type="text/html"))
                 case kind:
                     http = {"status": getattr(draws.settings, fault), "refuse": 429}.get(kind, 503)
                     raise Refused(http, shapes.TEXTS.get(http, f"the emulator was told to answer {http}"))
-        return None
 
     # Control, at the emulator only
 
@@ -199,15 +195,14 @@ class Service:
         self._settings, self._rules = settings, rules
         return _response(settings)
 
+    def _stats(self) -> Response:
+        distinct = {each.request for each in self._book.operations.values()}
+        return _response({**self._counts, "accepted": len(self._book.operations), "distinct": len(distinct)})
+
     def _settings_for(self, text: str) -> Settings:
         """Those of the first rule that matches, else the common ones."""
         matching = (rule for rule in self._rules if str(rule.get("text", "")) in text)
         return next((self._settings.updated(rule, besides="text") for rule in matching), self._settings)
-
-
-def _readable(text: str) -> str:
-    """Bytes outside UTF-8 come as lone surrogates, which no JSON may carry: question marks instead."""
-    return text.encode(errors="replace").decode()
 
 
 def _response(content: Any, http: int = 200, content_type: str = "application/json", **headers: str) -> Response:

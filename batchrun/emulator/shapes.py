@@ -6,7 +6,6 @@ invented.
 
 import random
 import time
-import zlib
 from typing import Any
 
 from .faults import Settings
@@ -88,6 +87,7 @@ def _response(operation: Operation, settings: Settings) -> Json:
 
 
 def error(http: int, message: str, request_id: str, *, of_submit: bool) -> Json:
+    message = message.encode(errors="replace").decode()  # what a header holds beside UTF-8 is in no JSON
     status = {"code": CODE_OF_HTTP.get(http, 2), "message": message}
     if of_submit:  # shape B: [W] for image generation, [I] for text generation, which is unary as well
         return {"error": message, **status, "details": []}
@@ -112,5 +112,5 @@ TEXTS = {  # of errors asked for by their HTTP status: [W] and [P], but for the 
 
 
 def unknown_api_key(key: str) -> str:
-    """[W] the wording and the mask; [I] that the number in brackets is a CRC-32."""
-    return f"Unknown api key '{key[:4]}****{key[-4:]} ({zlib.crc32(key.encode()):08X})'"
+    """[W] the wording and the mask; [I] always the same number in brackets."""
+    return f"Unknown api key '{key[:4]}****{key[-4:]} (CE9D1A49)'"

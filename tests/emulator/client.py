@@ -108,7 +108,7 @@ def visit_url(story: Callable[[Client], Awaitable[None]], url: str) -> None:
     asyncio.run(main())
 
 
-async def raw_submit(url: str) -> bytes:
+async def raw_submit(url: str, authorisation: bytes = b"Api-Key k") -> bytes:
     """All bytes the emulator sends for one submit until it closes the connection.
 
     Raises:
@@ -117,8 +117,8 @@ async def raw_submit(url: str) -> bytes:
     host, port = url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     content = json.dumps(body()).encode()
-    head = f"POST {SUBMIT_PATH} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Api-Key k\r\n"
-    writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+    head = f"POST {SUBMIT_PATH} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(content)}\r\n"
+    writer.write(head.encode() + b"Authorization: " + authorisation + b"\r\n\r\n" + content)
     try:
         async with asyncio.timeout(10):
             return await reader.read()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from .client import SUBMIT_PATH, Client, body, visit
+from .client import SUBMIT_PATH, Client, body, raw_submit, visit
 
 
 def said(text: Any, **others: Any) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def test_a_body_above_8_mib_is_refused_with_413_and_one_below_is_read() -> None:
     [
         ("", "Authorization header is missing or malformed."),
         ("Basic cGFzcw==", "Authorization header is missing or malformed."),
-        ("Api-Key AQVNwrong12345", "Unknown api key 'AQVN****2345 (8ECD4E4F)'"),
+        ("Api-Key AQVNwrong12345", "Unknown api key 'AQVN****2345 (CE9D1A49)'"),
         ("Bearer t1.wrong", "Token is invalid or has expired."),
     ],
 )
@@ -90,6 +90,15 @@ def test_without_the_right_key_both_endpoints_answer_401(authorisation: str, mes
         assert poll.json["details"][0]["@type"].endswith("google.rpc.RequestInfo")
 
     visit(story, "api_key=AQVNright")
+
+
+@pytest.mark.parametrize("header", [b"Api-Key \xff", b"Bearer b\r\nx-folder-id: \xff"])
+def test_a_header_outside_utf_8_is_refused_in_words(header: bytes) -> None:
+    async def story(client: Client) -> None:
+        assert (await raw_submit(client.url, header + b"\r\nConnection: close")).startswith(b"HTTP/1.1 40")
+        assert (await client.stats())["accepted"] == 0
+
+    visit(story, "api_key=b,folder=b1g")
 
 
 @pytest.mark.parametrize("scheme", ["Api-Key", "Bearer", "api-key"])

@@ -14,7 +14,7 @@ from yandex.cloud.ai.foundation_models.v1.text_generation import text_generation
 from yandex.cloud.ai.llm.v1alpha import llm_service_pb2 as llm
 from yandex.cloud.operation.operation_pb2 import Operation
 
-from batchrun.emulator.requests import InvalidRequest, read_request
+from batchrun.emulator.requests import Refused, read_request
 
 from .client import AT_ONCE, Client, Reply, body, instruction, visit
 
@@ -187,5 +187,5 @@ def test_what_the_official_parser_refuses_is_refused(api: str, changes: dict[str
     content, message = written(api, changes)
     with pytest.raises(json_format.ParseError):
         json_format.Parse(content, message)
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(Refused):
         read_request(content, api)
