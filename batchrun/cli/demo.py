@@ -10,7 +10,6 @@ import batchrun
 from batchrun.cli import CONTEXT
 from batchrun.cli.report import say
 from batchrun.cli.run import config_of, run, run_job
-from batchrun.errors import UsageProblem
 
 OUTPUT = Path("demo/out.jsonl")
 FAULTS = "lost=0.02,refuse=0.01,seed=7"
@@ -38,8 +37,6 @@ def demo() -> int:
 def sample_prompts() -> Path:
     """The sample input: in the checkout, or inside the installed package."""
     package = Path(batchrun.__file__).parent
-    for folder in (package.parent, package):
-        path = folder / "sample_inputs" / "prompts.jsonl"
-        if path.exists():
-            return Path(*path.parts[-2:]) if path.parent.parent == Path.cwd() else path
-    raise UsageProblem("the sample prompts are missing", remedy="install batchrun again")
+    beside = package.parent / "sample_inputs" / "prompts.jsonl"
+    path = beside if beside.exists() else package / "sample_inputs" / "prompts.jsonl"
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
