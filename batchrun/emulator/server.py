@@ -14,7 +14,6 @@ from typing import Any
 
 import orjson
 from aiohttp import web
-from aiohttp.web import BaseRequest, Response
 
 from . import shapes
 from .faults import COUNTED_FAULTS, Draws, Settings
@@ -44,7 +43,7 @@ async def start(settings: Settings, *, port: int = 0, journal: Path | None = Non
         OSError: the port is taken, or the journal cannot be opened.
     """
     with closing(Book(journal)) as book:
-        kind = partial(BaseRequest, loop=asyncio.get_running_loop(), client_max_size=8 * 1024 * 1024)
+        kind = partial(web.BaseRequest, loop=asyncio.get_running_loop(), client_max_size=8 * 1024 * 1024)
         server = web.Server(Service(settings, book).answer, request_factory=kind, keepalive_timeout=75, access_log=None)
         runner = web.ServerRunner(server, shutdown_timeout=0.1)
         await runner.setup()
@@ -53,13 +52,6 @@ async def start(settings: Settings, *, port: int = 0, journal: Path | None = Non
             yield f"http://{ADDRESS}:{runner.addresses[0][1]}"
         finally:
             await runner.cleanup()
-
-
-class Answered(Exception):
-    """The call ends here, with this response."""
-
-    def __init__(self, response: Response) -> None:
-        self.response = response
 
 
 class Service:
@@ -74,7 +66,7 @@ class Service:
         self._submitted_at: list[float] = []
         self._read_at: list[float] = []
 
-    async def answer(self, request: BaseRequest) -> Response:
+    async def answer(self, request: web.BaseRequest) -> web.Response:
         call = f"{request.method} {request.path}"
         try:
             if call == "PUT /_faults":  # not part of the real service, as the next one
@@ -86,8 +78,6 @@ class Service:
             if call.startswith(POLL):
                 return await self._poll(request, call.removeprefix(POLL))
             raise Refused(404, "Not Found")
-        except Answered as answered:
-            return answered.response
         except Refused as refused:
             http, text = refused.args
         headers = {"x-request-id": str(uuid.uuid4())}
@@ -96,7 +86,7 @@ class Service:
         error = shapes.error(http, text, headers["x-request-id"], of_submit=call in SUBMITS)
         return _response(error, http, **headers)
 
-    async def _submit(self, request: BaseRequest, api: str) -> Response:
+    async def _submit(self, request: web.BaseRequest, api: str) -> web.Response:
         self._counts["submits_received"] += 1
         self._authorise(request)
         wanted = read_request(await request.read(), api)
@@ -109,20 +99,19 @@ class Service:
         meet = partial(self._meet, request, draws)
         self._keep_quotas(self._submitted_at, "refused_quota", "rps", "rph")
         self._book.seen[wanted.sha256] += 1
-        await meet("status", "reset", "refuse", "error_before")
+        if dropped := await meet("status", "reset", "refuse", "error_before"):
+            return dropped
         earlier_id = next(reversed(self._book.operations), None)
         operation = self._book.accept(wanted, draws)  # paid from here on, whatever the client gets to see
-        if operation.ending != "final":
-            self._counts[operation.ending] += 1
+        self._counts[operation.ending] += 1
         document = shapes.operation_document(operation, settings, done=False)
         if earlier_id and draws.hit("same_id"):
             self._counts["same_id"] += 1
             document["id"] = earlier_id
         body = orjson.dumps(document)
-        await meet("slow", "lost", "cut", "garbled", "error_after", body=body)
-        return _response(body)
+        return await meet("slow", "lost", "cut", "garbled", "error_after", body=body) or _response(body)
 
-    async def _poll(self, request: BaseRequest, operation_id: str) -> Response:
+    async def _poll(self, request: web.BaseRequest, operation_id: str) -> web.Response:
         self._counts["polls_received"] += 1
         self._authorise(request)
         operation = self._book.operations.get(operation_id)
@@ -131,7 +120,9 @@ class Service:
         self._keep_quotas(self._read_at, "polls_refused_quota", "read_rps")
         self._polls[operation_id] += 1
         draws = Draws(settings, *seen, self._polls[operation_id])
-        await self._meet(request, draws, "poll_status", "poll_reset", "poll_refuse", "poll_error", "poll_garbled")
+        meet = partial(self._meet, request, draws)
+        if reply := await meet("poll_status", "poll_reset", "poll_refuse", "poll_error", "poll_garbled"):
+            return reply
         now = time.time()
         if operation is None or operation.ending == "missing" or now >= operation.accepted_at + settings.retention:
             self._counts["polls_not_found"] += 1
@@ -142,7 +133,7 @@ class Service:
 
     # For both
 
-    def _authorise(self, request: BaseRequest) -> None:
+    def _authorise(self, request: web.BaseRequest) -> None:
         scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
         complaints = {"api-key": shapes.unknown_api_key(secret), "bearer": shapes.BAD_TOKEN} if secret else {}
         if scheme.lower() not in complaints or self._settings.api_key not in ("", secret):
@@ -157,11 +148,13 @@ class Service:
                 raise Refused(429, shapes.QUOTA_EXCEEDED.format(called, quota))
         admitted_at.append(now)
 
-    async def _meet(self, request: BaseRequest, draws: Draws, *faults: str, body: bytes = b"") -> None:
+    async def _meet(
+        self, request: web.BaseRequest, draws: Draws, *faults: str, body: bytes = b""
+    ) -> web.Response | None:
         """Meet these faults in their order. Those that happen are counted; the first that can answer does.
 
         Raises:
-            Refused, Answered: so the call ends.
+            Refused: it answers with an error.
         """
         for fault in filter(draws.hit, faults):
             self._counts[fault] += 1
@@ -169,20 +162,21 @@ class Service:
                 case "slow":
                     await asyncio.sleep(draws.settings.slow)
                 case "reset" | "lost" as kind:
-                    raise Answered(_dropped(request, with_reset=kind == "reset"))
+                    return _dropped(request, with_reset=kind == "reset")
                 case "cut":  # promise the whole body, send half of it, close the connection
                     cut = _response(body[: len(body) // 2], 200, **{"Content-Length": str(len(body))})
                     cut.force_close()
-                    raise Answered(cut)
+                    return cut
                 case "garbled":
-                    raise Answered(_response(shapes.HTML_ERROR, content_type="text/html"))
+                    return _response(shapes.HTML_ERROR, content_type="text/html")
                 case kind:
                     http = {"status": getattr(draws.settings, fault), "refuse": 429}.get(kind, 503)
                     raise Refused(http, shapes.TEXTS.get(http, f"the emulator was told to answer {http}"))
+        return None
 
     # Control, at the emulator only
 
-    def _change_faults(self, body: bytes) -> Response:
+    def _change_faults(self, body: bytes) -> web.Response:
         """Settings, and rules if they are named: all of them, or none if one is wrong."""
         try:
             change = orjson.loads(body)
@@ -195,7 +189,7 @@ class Service:
         self._settings, self._rules = settings, rules
         return _response(settings)
 
-    def _stats(self) -> Response:
+    def _stats(self) -> web.Response:
         distinct = {each.request for each in self._book.operations.values()}
         return _response({**self._counts, "accepted": len(self._book.operations), "distinct": len(distinct)})
 
@@ -205,18 +199,18 @@ class Service:
         return next((self._settings.updated(rule, besides="text") for rule in matching), self._settings)
 
 
-def _response(content: Any, http: int = 200, content_type: str = "application/json", **headers: str) -> Response:
+def _response(content: Any, http: int = 200, content_type: str = "application/json", **headers: str) -> web.Response:
     """[P] with the two ids that the service puts on every response."""
     body = content if isinstance(content, bytes) else orjson.dumps(content)
     ids = {"x-request-id": str(uuid.uuid4()), "x-server-trace-id": str(uuid.uuid4())}
-    return Response(body=body, status=http, content_type=content_type, headers=ids | headers)
+    return web.Response(body=body, status=http, content_type=content_type, headers=ids | headers)
 
 
-def _dropped(request: BaseRequest, *, with_reset: bool) -> Response:
+def _dropped(request: web.BaseRequest, *, with_reset: bool) -> web.Response:
     """Drop the connection without a byte: with a TCP reset, or as an orderly end of the stream."""
     if (transport := request.transport) is not None:
         if with_reset:
             linger_for_no_time = struct.pack("ii", 1, 0)
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_for_no_time)
         transport.abort()
-    return Response()  # the handler must return one; there is nobody to get it
+    return web.Response()  # the handler must return one; there is nobody to get it

@@ -34,9 +34,8 @@ def operation_document(operation: Operation, settings: Settings, *, done: bool) 
         "metadata": None,
     }
     if done and operation.ending == "fail":  # [P] google.rpc.Status, [I] its text
-        code = operation.fail_code
-        message = "internal error" if code == 13 else f"generation failed with code {code}"
-        document["error"] = {"code": code, "message": message, "details": []}
+        message = f"generation failed with code {operation.fail_code}"
+        document["error"] = {"code": operation.fail_code, "message": message, "details": []}
     elif done and operation.ending != "neither":
         document["response"] = _response(operation, settings)
     if settings.null_timestamps:  # [W] as image generation answers
@@ -102,12 +101,9 @@ NOT_FOUND = "Operation not found"  # [I] the real text is not known
 FOLDER_MISMATCH = "Specified folder ID '{}' does not match with service account folder ID '{}'"
 # [W] the pattern, [I] the quota's name (RequestsPerSecond or the like): none is public
 QUOTA_EXCEEDED = "ai.textGenerationAsync{}.rate rate quota limit exceed: allowed {} requests"
-TEXTS = {  # of errors asked for by their HTTP status: [W] and [P], but for the last
-    400: "Failed to get model",
-    401: BAD_TOKEN,
+TEXTS = {  # [W] and [P], of errors asked for by their HTTP status
     403: "Permission to [resource-manager.folder b1gexamplefolder0000, resource-manager.cloud b1gemulator000] denied",
     429: QUOTA_EXCEEDED.format("RequestsPerSecond", 10),
-    503: "service is unavailable",
 }
 
 
