@@ -11,7 +11,6 @@ Chance = Annotated[float, 0, 1]  # the least and the most that is taken beside t
 Seconds = Annotated[float, 0, 1e9]
 Whole = Annotated[int, 0, 2**63]
 Status = Annotated[int, 300, 599]  # a success is no fault
-Switch = Annotated[int, 0, 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +54,10 @@ class Settings:
     poll_error: Chance = 0.0
     poll_garbled: Chance = 0.0
 
-    omit_null: Switch = 0
-    null_timestamps: Switch = 0
-    no_reasoning_details: Switch = 0
-    random_key_order: Switch = 0
+    omit_null: Whole = 0  # 0 = off, as the next ones
+    null_timestamps: Whole = 0
+    no_reasoning_details: Whole = 0
+    random_key_order: Whole = 0
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import orjson
 
@@ -47,21 +48,20 @@ class Book:
     def __init__(self, journal: Path | None) -> None:
         self.operations: dict[str, Operation] = {}
         self.seen = Counter[str]()  # by request: how often it was drawn for, accepted or not
-        self._path = journal or os.devnull
-        self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(self._file, "rb", closefd=False) as lines:
+        self._path = journal or Path(os.devnull)
+        with self._journal() as lines:
+            lines.seek(0)
             for number, line in enumerate(lines, start=1):
                 if not line.endswith(b"\n"):  # torn, so it was never answered for
-                    os.ftruncate(self._file, lines.tell() - len(line))
+                    lines.truncate(lines.tell() - len(line))
                     return
                 try:
                     self._remember(Operation(**orjson.loads(line)))
                 except (ValueError, TypeError) as exc:
-                    self.close()
                     raise ValueError(f"{self._path}:{number}: not a line of an emulator's journal") from exc
 
-    def close(self) -> None:
-        os.close(self._file)
+    def _journal(self) -> BinaryIO:
+        return open(self._path, "a+b", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o600))
 
     def accept(self, request: Request, draws: Draws) -> Operation:
         """Take a request for good: it is paid for, and in the journal, when this returns."""
@@ -79,9 +79,8 @@ class Book:
             fail_code=draws.settings.fail_code,
             api=request.api,
         )
-        line = orjson.dumps(operation, option=orjson.OPT_APPEND_NEWLINE)
-        if os.write(self._file, line) != len(line):
-            raise OSError(f"journal `{self._path}` could not be written: is the disk full?")
+        with self._journal() as lines:
+            lines.write(orjson.dumps(operation, option=orjson.OPT_APPEND_NEWLINE))
         self._remember(operation)
         return operation
 

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,16 +42,16 @@ async def start(settings: Settings, *, port: int = 0, journal: Path | None = Non
         ValueError: the journal is none.
         OSError: the port is taken, or the journal cannot be opened.
     """
-    with closing(Book(journal)) as book:
-        kind = partial(web.BaseRequest, loop=asyncio.get_running_loop(), client_max_size=8 * 1024 * 1024)
-        server = web.Server(Service(settings, book).answer, request_factory=kind, keepalive_timeout=75, access_log=None)
-        runner = web.ServerRunner(server, shutdown_timeout=0.1)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, ADDRESS, port, backlog=1024).start()
-            yield f"http://{ADDRESS}:{runner.addresses[0][1]}"
-        finally:
-            await runner.cleanup()
+    answer = Service(settings, Book(journal)).answer
+    kind = partial(web.BaseRequest, loop=asyncio.get_running_loop(), client_max_size=8 * 1024 * 1024)
+    server = web.Server(answer, request_factory=kind, keepalive_timeout=75, access_log=None)
+    runner = web.ServerRunner(server, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, ADDRESS, port, backlog=1024).start()
+        yield f"http://{ADDRESS}:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
 class Service:
@@ -119,8 +119,7 @@ class Service:
         seen = (operation.request, operation.occurrence) if operation else ("unknown", 0)
         self._keep_quotas(self._read_at, "polls_refused_quota", "read_rps")
         self._polls[operation_id] += 1
-        draws = Draws(settings, *seen, self._polls[operation_id])
-        meet = partial(self._meet, request, draws)
+        meet = partial(self._meet, request, Draws(settings, *seen, self._polls[operation_id]))
         if reply := await meet("poll_status", "poll_reset", "poll_refuse", "poll_error", "poll_garbled"):
             return reply
         now = time.time()
