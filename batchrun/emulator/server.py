@@ -5,7 +5,7 @@ import socket
 import struct
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -25,7 +25,7 @@ SUBMITS = {"POST /foundationModels/v1/completionAsync": "completion", "POST /llm
 POLL = "GET /operations/"
 QUOTAS = {"rps": ("RequestsPerSecond", 1), "rph": ("RequestsPerHour", 3600), "read_rps": ("ResultRequestsPerSecond", 1)}
 COUNTED = (
-    *("submits_received", "refused_quota"),
+    *("submits_received", "refused_quota", "final"),
     *("polls_received", "polls_refused_quota", "polls_running", "polls_done", "polls_not_found"),
 )
 
@@ -63,8 +63,7 @@ class Service:
         self._book = book
         self._polls = Counter[str]()  # of each operation
         self._counts = Counter[str](dict.fromkeys((*COUNTED, *COUNTED_FAULTS), 0))
-        self._submitted_at: list[float] = []
-        self._read_at: list[float] = []
+        self._admitted_at = defaultdict[str, list[float]](list)  # when, by the counter of those that a quota refused
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
         call = f"{request.method} {request.path}"
@@ -97,7 +96,7 @@ class Service:
         settings = self._settings_for(wanted.text)
         draws = Draws(settings, wanted.sha256, self._book.seen[wanted.sha256])
         meet = partial(self._meet, request, draws)
-        self._keep_quotas(self._submitted_at, "refused_quota", "rps", "rph")
+        self._keep_quotas("refused_quota", "rps", "rph")
         self._book.seen[wanted.sha256] += 1
         if dropped := await meet("status", "reset", "refuse", "error_before"):
             return dropped
@@ -117,7 +116,7 @@ class Service:
         operation = self._book.operations.get(operation_id)
         settings = self._settings_for(operation.text) if operation else self._settings
         seen = (operation.request, operation.occurrence) if operation else ("unknown", 0)
-        self._keep_quotas(self._read_at, "polls_refused_quota", "read_rps")
+        self._keep_quotas("polls_refused_quota", "read_rps")
         self._polls[operation_id] += 1
         meet = partial(self._meet, request, Draws(settings, *seen, self._polls[operation_id]))
         if reply := await meet("poll_status", "poll_reset", "poll_refuse", "poll_error", "poll_garbled"):
@@ -138,8 +137,8 @@ class Service:
         if scheme.lower() not in complaints or self._settings.api_key not in ("", secret):
             raise Refused(401, complaints.get(scheme.lower(), shapes.NO_CREDENTIALS))
 
-    def _keep_quotas(self, admitted_at: list[float], counter: str, *names: str) -> None:
-        now = time.monotonic()
+    def _keep_quotas(self, counter: str, *names: str) -> None:
+        now, admitted_at = time.monotonic(), self._admitted_at[counter]
         for name in names:
             quota, (called, span_s) = getattr(self._settings, name), QUOTAS[name]
             if is_used_up(quota, admitted_at, span_s=span_s, now=now):
