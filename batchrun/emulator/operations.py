@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -87,6 +87,11 @@ class Book:
     def _remember(self, operation: Operation) -> None:
         self.seen[operation.request] = max(self.seen[operation.request], operation.occurrence + 1)
         self.operations[operation.id] = operation
+
+    def payments(self) -> list[dict[str, Any]]:
+        """One entry per distinct request that was accepted: a count above 1 was paid twice."""
+        counts = Counter((each.request, each.text) for each in self.operations.values())
+        return [{"request": request, "text": text, "count": count} for (request, text), count in counts.items()]
 
 
 def is_used_up(quota: int, admitted_at: Sequence[float], *, span_s: float, now: float) -> bool:

@@ -188,8 +188,9 @@ class Service:
         return _response(settings)
 
     def _stats(self) -> web.Response:
-        distinct = {each.request for each in self._book.operations.values()}
-        return _response({**self._counts, "accepted": len(self._book.operations), "distinct": len(distinct)})
+        payments = self._book.payments()
+        of_book = {"accepted": len(self._book.operations), "distinct": len(payments), "payments": payments}
+        return _response({**self._counts, **of_book})
 
     def _settings_for(self, text: str) -> Settings:
         """Those of the first rule that matches, else the common ones."""

@@ -77,8 +77,8 @@ class Client:
         assert operation["done"]
         return operation
 
-    async def stats(self) -> dict[str, int]:
-        stats: dict[str, int] = (await self.request("GET", "/_stats")).json
+    async def stats(self) -> dict[str, Any]:
+        stats: dict[str, Any] = (await self.request("GET", "/_stats")).json
         return stats
 
     async def change(self, **faults: Any) -> Reply:

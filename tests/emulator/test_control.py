@@ -23,12 +23,13 @@ def test_payments_count_each_distinct_request(tmp_path: Path) -> None:
         await client.submit("once", messages=[])
         stats = await client.stats()
         assert (stats["submits_received"], stats["accepted"], stats["distinct"]) == (4, 3, 2)
+        assert [(each["text"], each["count"]) for each in stats["payments"]] == [("once", 1), (("twice" * 99)[:200], 2)]
         paid = [json.loads(line) for line in journal.read_bytes().splitlines()]
         texts = ["once", *[("twice" * 99)[:200]] * 2]
         assert [(each["id"], each["text"]) for each in paid] == list(zip(ids, texts, strict=True))
         canonical = json.dumps(body("once"), sort_keys=True, separators=(",", ":")).encode()
         assert paid[0]["request"] == hashlib.sha256(canonical).hexdigest()
-        assert paid[0]["request"] != paid[1]["request"] == paid[2]["request"]
+        assert [each["request"] for each in paid] == [stats["payments"][at]["request"] for at in (0, 1, 1)]
 
     visit(story, journal=journal)
 

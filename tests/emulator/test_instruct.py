@@ -115,6 +115,7 @@ def test_a_restart_knows_the_instructions_and_who_paid_for_them(tmp_path: Path) 
         assert answer["response"]["@type"].endswith(".InstructResponse")
         stats = await client.stats()
         assert (stats["accepted"], stats["distinct"]) == (3, 2)
+        assert [(each["text"], each["count"]) for each in stats["payments"]] == [("twice", 2), ("once", 1)]
 
     visit(before, journal=tmp_path / "journal")
     visit(after, journal=tmp_path / "journal")
