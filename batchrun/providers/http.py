@@ -25,7 +25,6 @@ from batchrun.record import Ambiguous, Unreachable
 
 if TYPE_CHECKING:
     import aiohttp
-    from aiohttp.abc import AbstractStreamWriter
     from aiohttp.client_proto import ResponseHandler
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
@@ -115,18 +114,6 @@ class Http:
         self._connections = WeakSet[Any]()
 
     async def __aenter__(self) -> Self:
-        import aiohttp
-
-        class Body(aiohttp.BytesPayload):
-            """A body that knows whether it was handed to a connection; the headers go out with it, not before."""
-
-            has_left = False
-
-            async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-                self.has_left = True
-                await super().write_with_length(writer, content_length)
-
-        self._body_type = Body
         limits = self._timeouts
         self._submit = self._session(self._workers, SUBMIT_IDLE_S, limits.post_s, limits.post_silence_s)
         self._poll = self._session(2 * self._workers, POLL_IDLE_S, limits.get_s, None)
@@ -145,11 +132,14 @@ class Http:
             CredentialsRefused: TLS does not work; nothing left.
             ValueError: A header cannot be sent as it is; nothing left.
         """
-        return await self._exchange("POST", url, body, _checked(headers))
+        reply = await self._exchange(self._submit, "POST", url, data=body, headers=_checked(headers))
+        if not self._is_new_acceptance(reply):
+            self.drop_connections()
+        return reply
 
     async def get(self, url: str) -> Exchange:
         """GET. It costs nothing, so aiohttp may replace a kept connection that turns out closed."""
-        return await self._exchange("GET", url, None, {})
+        return await self._exchange(self._poll, "GET", url)
 
     def _session(self, workers: int, idle_s: float, total_s: float, silence_s: float | None) -> aiohttp.ClientSession:
         import aiohttp
@@ -170,31 +160,19 @@ class Http:
             auto_decompress=False,
         )
 
-    async def _exchange(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> Exchange:
+    async def _exchange(self, session: aiohttp.ClientSession, method: str, url: str, **content: Any) -> Exchange:
         import aiohttp
         from yarl import URL
 
-        session, data = (self._poll, None) if body is None else (self._submit, self._body_type(body))
         try:
-            response = await session.request(
-                method,
-                URL(url, encoded=True),
-                data=data,
-                headers=headers,
-                allow_redirects=False,
-            )
-            try:
-                reply = await self._read(response)
-                if body is not None and not self._is_new_acceptance(reply):
-                    self.drop_connections()
-                return reply
-            finally:
-                response.release()  # closes the connection if the body was not read to its end
-        except (aiohttp.ClientError, OSError) as error:
+            async with session.request(method, URL(url, encoded=True), allow_redirects=False, **content) as response:
+                return await self._read(response)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:  # there was no connection yet
             if isinstance(error, aiohttp.ClientSSLError):
                 _refuse_bad_tls(error)
-            has_left = data is None or data.has_left  # a GET may have: it makes no difference
-            return (Ambiguous if has_left else Unreachable)(_reason(error, session.timeout))
+            return Unreachable(_reason(error, session.timeout))
+        except (aiohttp.ClientError, OSError) as error:
+            return Ambiguous(_reason(error, session.timeout))
 
     def drop_connections(self) -> None:
         """Use none of those that are open now for another request: their replies may lag behind their requests, and
@@ -203,9 +181,9 @@ class Http:
         for connection in self._connections:
             connection.force_close()
 
-    def _is_new_acceptance(self, reply: Reply | Oversize) -> bool:
+    def _is_new_acceptance(self, reply: Exchange) -> bool:
         """Whether it accepts, and no earlier one was the same byte for byte: each holds an ID of its own."""
-        if isinstance(reply, Oversize) or not 200 <= reply.status < 300:
+        if not isinstance(reply, Reply) or not 200 <= reply.status < 300:
             return False
         mark = hash(reply.body)
         is_new = mark not in self._accepted
