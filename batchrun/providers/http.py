@@ -13,7 +13,6 @@ from asyncio import IncompleteReadError
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
@@ -25,7 +24,6 @@ from batchrun.record import Ambiguous, Unreachable
 
 if TYPE_CHECKING:
     import aiohttp
-    from aiohttp.client_proto import ResponseHandler
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_RETRY_AFTER_S = 300.0
@@ -144,18 +142,12 @@ class Http:
     def _session(self, workers: int, idle_s: float, total_s: float, silence_s: float | None) -> aiohttp.ClientSession:
         import aiohttp
 
-        connect_s = self._timeouts.connect_s
-        connector = aiohttp.TCPConnector(limit=workers, keepalive_timeout=idle_s)
-        assert isinstance(connector._factory, partial), "another aiohttp than the one that was tested"
-        connector._factory = _only_in_step(connector._factory, self._connections)
         return aiohttp.ClientSession(
-            connector=connector,
+            connector=_only_in_step(workers, idle_s, self._connections),
             headers=self._headers,
             skip_auto_headers=("Accept",),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(
-                total=total_s, connect=connect_s, sock_connect=connect_s, sock_read=silence_s
-            ),
+            timeout=aiohttp.ClientTimeout(total=total_s, connect=self._timeouts.connect_s, sock_read=silence_s),
             trust_env=False,
             auto_decompress=False,
         )
@@ -209,21 +201,24 @@ def _reason(error: Exception, limits: aiohttp.ClientTimeout) -> str:
     return reason.format(limits=limits)
 
 
-def _only_in_step(factory: partial[ResponseHandler], connections: WeakSet[Any]) -> Any:
-    """Connections that are not used again once bytes have arrived that nobody asked for: they would be read as the
-    reply to the next request, and a record would get the operation of another. aiohttp looks when it puts a connection
-    by, not when it takes it out; it asks ``is_connected`` then and at no other time.
+def _only_in_step(workers: int, idle_s: float, opened: WeakSet[Any]) -> aiohttp.TCPConnector:
+    """A pool that gives out no connection again once bytes have arrived that nobody asked for: they would be read as
+    the reply to the next request, and a record would get the operation of another. aiohttp looks when it puts a
+    connection by, not when it takes it out.
     """
+    import aiohttp
 
-    class InStep(factory.func):  # type: ignore[name-defined,misc]
-        def __init__(self, *args: Any, **named: Any) -> None:
-            super().__init__(*args, **named)
-            connections.add(self)
+    class InStep(aiohttp.TCPConnector):
+        async def connect(self, *request: Any, **named: Any) -> aiohttp.connector.Connection:
+            while True:
+                connection = await super().connect(*request, **named)
+                protocol: Any = connection.protocol
+                if protocol not in opened or not protocol.should_close:
+                    opened.add(protocol)
+                    return connection
+                connection.close()
 
-        def is_connected(self) -> bool:
-            return bool(super().is_connected() and not self.should_close)
-
-    return partial(InStep, *factory.args, **factory.keywords)
+    return InStep(limit=workers, keepalive_timeout=idle_s)
 
 
 def check_endpoint(url: str) -> str:
