@@ -5,14 +5,12 @@ aiohttp is imported when the first connection is wanted: it takes longer to load
 
 from __future__ import annotations
 
-import errno
+import os
 import re
 import ssl
-import time
 from asyncio import IncompleteReadError
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
@@ -31,25 +29,19 @@ SUBMIT_IDLE_S = 10.0
 POLL_IDLE_S = 30.0
 ACCEPTANCES_KEPT = 10_000
 
-_REASONS = {  # by the name of an error's class or of its number; the first that fits
+_REASONS = {  # by the name of an error's class
     "ClientConnectorDNSError": "name lookup failed",
-    "ConnectionTimeoutError": "no connection within {limits.connect:g} s",
-    "SocketTimeoutError": "silent for {limits.sock_read:g} s",
-    "TimeoutError": "no reply within {limits.total:g} s",
+    "ConnectionTimeoutError": "no connection in time",
+    "SocketTimeoutError": "silent for too long",
+    "TimeoutError": "no reply in time",
     "ClientSSLError": "connection closed during the TLS handshake",
-    "ECONNREFUSED": "connection refused",
-    "ENETUNREACH": "no route to the service",
-    "EHOSTUNREACH": "no route to the service",
-    "ClientConnectorError": "no connection",
     "ClientPayloadError": "reply cut short",
     "ServerDisconnectedError": "connection closed before the reply",
     "ClientResponseError": "the reply is not HTTP",
-    "ConnectionResetError": "connection reset",
-    "ECONNRESET": "connection reset",
-    "EPIPE": "connection reset",
 }
-_BASE_URL = re.compile(r"[A-Za-z0-9.:/\[\]_~%-]{1,2048}")  # no @, ? or #
-_HOST = re.compile(r"([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
+_BASE_URL = re.compile(
+    r"https?://(\[::1\]|([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63})(:[0-9]+)?(/[a-z0-9_.~%/-]*)?", re.ASCII | re.IGNORECASE
+)
 _LOOPBACK = re.compile(r"localhost|::1|127(\.[0-9]{1,3}){3}")
 
 
@@ -162,9 +154,9 @@ class Http:
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:  # there was no connection yet
             if isinstance(error, aiohttp.ClientSSLError):
                 _refuse_bad_tls(error)
-            return Unreachable(_reason(error, session.timeout))
+            return Unreachable(_reason(error))
         except (aiohttp.ClientError, OSError) as error:
-            return Ambiguous(_reason(error, session.timeout))
+            return Ambiguous(_reason(error))
 
     def drop_connections(self) -> None:
         """Use none of those that are open now for another request: their replies may lag behind their requests, and
@@ -189,16 +181,14 @@ class Http:
             await response.content.readexactly(self._max_body_bytes + 1)
             return Oversize(response.status, self._max_body_bytes)
         except IncompleteReadError as whole:  # it ended before that
-            wait_s = retry_after_s(response.headers.get("Retry-After"), now=time.time())
-            return Reply(response.status, whole.partial, wait_s)
+            return Reply(response.status, whole.partial, retry_after_s(response.headers.get("Retry-After")))
 
 
-def _reason(error: Exception, limits: aiohttp.ClientTimeout) -> str:
-    """A few words of ours. Never the exception's own: it may print the request with its headers."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    names.add(errno.errorcode.get(getattr(error, "errno", None) or 0, ""))
-    reason = next((reason for name, reason in _REASONS.items() if name in names), "connection lost")
-    return reason.format(limits=limits)
+def _reason(error: Exception) -> str:
+    """A few words of ours, or the system's. Never the exception's own: it may print the request with its headers."""
+    known = (_REASONS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _REASONS)
+    number = getattr(error, "errno", None)
+    return next(known, os.strerror(number).lower() if number else "connection lost")
 
 
 def _only_in_step(workers: int, idle_s: float, opened: WeakSet[Any]) -> aiohttp.TCPConnector:
@@ -231,9 +221,7 @@ def check_endpoint(url: str) -> str:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
-        is_address = "[" in parts.netloc or re.fullmatch(r"[0-9.]+", host)
-        has_host = ip_address(host) if is_address else _HOST.fullmatch(host)
-        is_sound = _BASE_URL.fullmatch(url) and parts.scheme in ("https", "http") and port != 0 and has_host
+        is_sound = _BASE_URL.fullmatch(url) and port != 0 and (not re.fullmatch(r"[0-9.]+", host) or ip_address(host))
     except ValueError:
         is_sound = False
     if not is_sound:
@@ -249,16 +237,10 @@ def is_loopback(url: str) -> bool:
     return _LOOPBACK.fullmatch(urlsplit(url).hostname or "") is not None
 
 
-def retry_after_s(value: str | None, *, now: float) -> float:
-    """Seconds that a ``Retry-After`` header asks for, at most 300; 0 without one, or if it makes no sense."""
-    if value is None:
-        return 0.0
-    text = value.strip()
-    try:
-        asked_s = float(text) if re.fullmatch(r"[0-9]{1,9}", text) else parsedate_to_datetime(text).timestamp() - now
-    except (ValueError, OverflowError):
-        return 0.0
-    return min(max(asked_s, 0.0), MAX_RETRY_AFTER_S)
+def retry_after_s(value: str | None) -> float:
+    """Seconds that a ``Retry-After`` header asks for, at most 300; 0 without one, or if it is no number of seconds."""
+    asked = "" if value is None else value.strip()
+    return min(float(asked), MAX_RETRY_AFTER_S) if re.fullmatch(r"[0-9]{1,9}", asked) else 0.0
 
 
 def _checked(headers: Mapping[str, str]) -> Mapping[str, str]:

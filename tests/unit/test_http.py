@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from email.utils import format_datetime
 from pathlib import Path
 from typing import Self
 
@@ -252,17 +251,17 @@ async def send_a_broken_chunk(peer: Peer) -> None:
     await peer.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n")
 
 
-LOST = {"connection reset", "connection closed before the reply", "connection lost"}
+LOST = {"connection reset by peer", "connection closed before the reply", "connection lost"}
 NOT_HTTP = {"the reply is not HTTP"}
 AMBIGUOUS = {
     "reset before it read anything": (hang_up_unheard, LOST),
     "closed after the request": (hang_up, {"connection closed before the reply"}),
-    "reset after the request": (reset, {"connection reset"}),
+    "reset after the request": (reset, {"connection reset by peer"}),
     "cut within the headers": (cut_the_head, LOST | NOT_HTTP),
     "cut within the body": (cut_the_body, {"reply cut short"}),
     "a refusal cut within the body": (cut_the_refusal, {"reply cut short"}),
     "cut between two chunks": (cut_a_chunk, {"reply cut short"}),
-    "reset within the body": (reset_in_the_body, {"reply cut short", "connection reset"}),
+    "reset within the body": (reset_in_the_body, {"reply cut short", "connection reset by peer"}),
     "not HTTP": (babble, NOT_HTTP),
     "a length that is no number": (lie_about_the_length, NOT_HTTP),
     "a header of 100 kB": (send_a_huge_header, NOT_HTTP),
@@ -284,7 +283,7 @@ def test_a_post_that_is_never_answered_ends_after_the_silence() -> None:
         await peer.gone()
 
     exchange, _ = post_to(script, timeouts=Timeouts(post_silence_s=0.05))
-    assert exchange == Ambiguous("silent for 0.05 s")
+    assert exchange == Ambiguous("silent for too long")
 
 
 async def trickle(peer: Peer) -> None:
@@ -297,7 +296,7 @@ async def trickle(peer: Peer) -> None:
 
 def test_a_reply_that_trickles_meets_the_total_limit() -> None:
     exchange, _ = post_to(trickle, timeouts=Timeouts(post_s=0.1), max_body_bytes=10**9)
-    assert exchange == Ambiguous("no reply within 0.1 s")
+    assert exchange == Ambiguous("no reply in time")
 
 
 def test_a_poll_that_trickles_meets_the_total_limit() -> None:
@@ -305,7 +304,7 @@ def test_a_poll_that_trickles_meets_the_total_limit() -> None:
         async with Server(trickle) as server, http(Timeouts(get_s=0.1), 10**9) as client:
             return await client.get(server.url)
 
-    assert asyncio.run(run()) == Ambiguous("no reply within 0.1 s")
+    assert asyncio.run(run()) == Ambiguous("no reply in time")
 
 
 @pytest.mark.parametrize("status", [200, 503])
@@ -440,13 +439,13 @@ def tls_post_to(script: Script, timeouts: Timeouts = SHORT) -> Exchange:
 
 
 def test_a_tls_handshake_that_never_ends_let_nothing_out() -> None:
-    assert tls_post_to(Peer.gone, Timeouts(connect_s=0.05)) == Unreachable("no connection within 0.05 s")
+    assert tls_post_to(Peer.gone, Timeouts(connect_s=0.05)) == Unreachable("no connection in time")
 
 
 def test_a_tls_handshake_broken_off_let_nothing_out_and_may_work_next_time() -> None:
     exchange = tls_post_to(hang_up_unheard)
     assert isinstance(exchange, Unreachable)
-    assert exchange.reason in {"no connection", "connection closed during the TLS handshake"}
+    assert exchange.reason in {"connection reset by peer", "connection closed during the TLS handshake"}
 
 
 def test_a_server_that_speaks_no_tls_stops_the_run() -> None:
@@ -575,18 +574,13 @@ def test_aiohttp_is_loaded_only_when_there_is_something_to_send() -> None:
 
 # --- pure ---------------------------------------------------------------------------------------------------
 
-NOW = datetime.datetime(2026, 11, 22, 12, 0, 0, tzinfo=datetime.UTC)
 RETRY_AFTER = {
     "none": (None, 0.0),
     "seconds": ("120", 120.0),
     "seconds with blanks": (" 120 ", 120.0),
     "zero": ("0", 0.0),
     "over the limit": ("301", 300.0),
-    "a date": (format_datetime(NOW + datetime.timedelta(seconds=42), usegmt=True), 42.0),
-    "a date in the past": (format_datetime(NOW - datetime.timedelta(hours=1), usegmt=True), 0.0),
-    "a date far ahead": (format_datetime(NOW + datetime.timedelta(days=9), usegmt=True), 300.0),
-    "a date that never was": ("Wed, 99 Nov 2026 25:00:00 GMT", 0.0),
-    "a year beyond all clocks": ("Wed, 21 Oct 99999 07:28:00 GMT", 0.0),
+    "a date": ("Sun, 22 Nov 2026 12:00:42 GMT", 0.0),
     "negative": ("-5", 0.0),
     "not a number": ("nan", 0.0),
     "endless": ("inf", 0.0),
@@ -598,7 +592,7 @@ RETRY_AFTER = {
 
 @pytest.mark.parametrize(("value", "expected"), RETRY_AFTER.values(), ids=RETRY_AFTER)
 def test_retry_after(value: str | None, expected: float) -> None:
-    assert retry_after_s(value, now=NOW.timestamp()) == expected
+    assert retry_after_s(value) == expected
 
 
 GOOD_ENDPOINTS = {
@@ -630,6 +624,9 @@ BAD_ENDPOINTS = {
     "a name that begins like an address": "http://127.0.0.1.example.com",
     "a name that begins like localhost": "http://localhost.example.com",
     "an address in disguise": "http://[::ffff:127.0.0.1]",
+    "IPv6 of another machine": "https://[2001:db8::1]",
+    "an address beyond all": "http://127.0.0.256",
+    "an address with a zero too many": "https://10.0.0.010",
     "a short address": "http://127.1",
     "an address as a number": "http://2130706433",
     "a user": "http://127.0.0.1@example.com",
@@ -643,6 +640,7 @@ BAD_ENDPOINTS = {
     "no host": "https:///path",
     "a bad port": "https://example.com:port",
     "a port too far": "https://example.com:65536",
+    "no port": "https://example.com:0",
     "half a bracket": "https://[::1",
     "an encoded host": "http://127.0.0.1%2eexample.com",
     "an address with a zone": "http://[::1%25lo]",
