@@ -9,6 +9,7 @@ import os
 import re
 import ssl
 from asyncio import IncompleteReadError
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -27,7 +28,7 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_RETRY_AFTER_S = 300.0
 SUBMIT_IDLE_S = 10.0
 POLL_IDLE_S = 30.0
-ACCEPTANCES_KEPT = 10_000
+ACCEPTANCES_KEPT = 1000  # a copy comes with the next reply on its connection
 
 _REASONS = {  # by the name of an error's class
     "ClientConnectorDNSError": "name lookup failed",
@@ -100,7 +101,7 @@ class Http:
         self._workers = workers
         self._timeouts = Timeouts() if timeouts is None else timeouts
         self._max_body_bytes = max_body_bytes
-        self._accepted: dict[int, None] = {}  # hashes of bodies, the oldest first
+        self._accepted = deque[int](maxlen=ACCEPTANCES_KEPT)  # hashes of bodies
         self._connections = WeakSet[Any]()
 
     async def __aenter__(self) -> Self:
@@ -171,9 +172,7 @@ class Http:
             return False
         mark = hash(reply.body)
         is_new = mark not in self._accepted
-        self._accepted[mark] = None
-        if len(self._accepted) > ACCEPTANCES_KEPT:
-            del self._accepted[next(iter(self._accepted))]
+        self._accepted.append(mark)
         return is_new
 
     async def _read(self, response: aiohttp.ClientResponse) -> Reply | Oversize:
