@@ -28,14 +28,7 @@ _PASSING_CODES = frozenset({2, 4, 8, 13, 14, 15})
 _MAYBE_FORWARDED = frozenset({408, 499})
 _HTML = "an HTML page"
 _ASKS_FOR_JSON = {"jsonObject", "json_object", "jsonSchema", "json_schema"}
-_FINISH_REASONS = {  # by the status, in the order of its numbers
-    "UNSPECIFIED": "unspecified",
-    "PARTIAL": "partial",
-    "TRUNCATED_FINAL": "length",
-    "FINAL": "stop",
-    "CONTENT_FILTER": "content_filter",
-    "TOOL_CALLS": "tool_calls",
-}
+_FINISH_REASONS = {"final": "stop", "truncated_final": "length"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +163,10 @@ class Yandex:
         return record.Finished(Answer(text, finish_reason, usage, model_version, json=calls))
 
     def _finish_reason(self, status: Any) -> str:
-        """Ours, or the service's in lower case and without its prefix; enums come by name or by number."""
-        number = 0 if status is None else _integer(status)
-        if number is not None:
-            return [*_FINISH_REASONS.values()][number] if 0 <= number < len(_FINISH_REASONS) else str(number)
-        name = status.removeprefix("ALTERNATIVE_STATUS_") if isinstance(status, str) else ""
-        return _FINISH_REASONS.get(name.upper()) or self._redact(name)[:64].lower() or "unspecified"
+        """The service's word in lower case and without its prefix; two have a common name."""
+        word = self._redact(str(status)) if isinstance(status, str | int) else ""
+        name = word.removeprefix("ALTERNATIVE_STATUS_")[:64].lower()
+        return _FINISH_REASONS.get(name, name or "unspecified")
 
     # --- on the wire ----------------------------------------------------------------------------------------
 
