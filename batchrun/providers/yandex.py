@@ -52,14 +52,12 @@ def credentials_from(environ: Mapping[str, str]) -> Credentials:
     if not key:
         remedy = "README, 'Use it'. To try without an account: batchrun demo"
         raise CredentialsRefused("no API key: YC_API_KEY and YC_IAM_TOKEN are empty", remedy=remedy)
-    if not key.isascii() or not key.isprintable() or " " in key:
+    if not re.fullmatch(r"[!-~]+", key):
         cause = f"{name} holds a space, a line break or a letter that no key has"
         raise CredentialsRefused(cause, remedy=f"copy the key into {name} once more, alone and on one line")
-    if not folder:
-        raise UsageProblem("no folder: YC_FOLDER_ID is empty", remedy="set it to the ID of the key's folder (b1g…)")
     if not _FOLDER.fullmatch(folder):
-        remedy = "an ID looks like b1g…, 20 letters and digits; it is not the folder's name"
-        raise UsageProblem("YC_FOLDER_ID is not the ID of a folder", remedy=remedy)
+        remedy = "set it to the ID of the key's folder (b1g…, 20 letters and digits), not to its name"
+        raise UsageProblem("YC_FOLDER_ID is empty, or not the ID of a folder", remedy=remedy)
     return Credentials(f"{scheme} {key}", folder)
 
 
@@ -186,8 +184,7 @@ class Yandex:
             match parse_json(body):
                 case {"id": str(found)} if OPERATION_ID.fullmatch(found) and self._redact(found) == found:
                     return record.Accepted(found)
-            is_page = _plain(body) == _HTML
-            event("submit_reply_unreadable", logging.WARNING, status=status, bytes=len(body), is_page=is_page)
+            event("submit_reply_unreadable", logging.WARNING, status=status, bytes=len(body))
             return record.Ambiguous(f"HTTP {status} without an operation ID")
         if status == 501 or (300 <= status < 500 and status not in _MAYBE_FORWARDED):
             code, message = read_error(body)
@@ -219,14 +216,11 @@ class Yandex:
 
 def read_error(body: bytes) -> tuple[int | None, str]:
     """The gRPC code and the message (not yet redacted) of an error body, in any of the shapes met."""
-    document = parse_json(body)
-    match document:
+    match parse_json(body):
         case {"error": {} as error}:  # A, of the streaming calls; OpenAI's has no grpcCode
             code, message = error.get("grpcCode"), error.get("message")
-        case {"error": str(text)}:  # B: `message` repeats it
-            code, message = document.get("code"), text
-        case {}:  # C, everywhere else
-            code, message = document.get("code"), document.get("message")
+        case {} as error:  # B, whose `error` repeats the message, and C, everywhere else
+            code, message = error.get("code"), error.get("message")
         case _:
             code, message = None, _plain(body)
     return _integer(code), message if isinstance(message, str) and message else "no reason given"
@@ -271,17 +265,9 @@ def count(value: Any) -> int | None:
 
 def _integer(value: Any) -> int | None:
     """An int64 as JSON may carry it: a number, or a string of digits."""
-    match value:
-        case bool():
-            return None
-        case int() if abs(value) < 1 << 63:
-            return value
-        case float() if value.is_integer() and abs(value) < 1 << 53:
-            return int(value)
-        case str() if re.fullmatch(r"-?[0-9]{1,18}", value):
-            return int(value)
-        case _:
-            return None
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value):
+        return int(value)
+    return value if type(value) is int and abs(value) < 1 << 63 else None
 
 
 def parse_json(body: bytes) -> Any:
