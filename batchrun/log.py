@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from batchrun.redact import Redactor
@@ -14,20 +13,9 @@ LOGGER = logging.getLogger("batchrun")
 LOGGER.addHandler(logging.NullHandler())
 LOGGER.propagate = False
 
-_secrets = set[str]()
-_redactor = Redactor()
-
-
-def keep_secret(secrets: Iterable[str]) -> None:
-    """From now on these exact texts appear in no log line and no message, whatever their shape."""
-    global _redactor
-    _secrets.update(secrets)
-    _redactor = Redactor(_secrets)
-
-
-def redact(text: str) -> str:
-    """The text without secrets and control characters, at most 2 KiB of it."""
-    return _redactor(text)
+redact = Redactor()
+"""What every log line and message goes through."""
+keep_secret = redact.learn
 
 
 def event(name: str, level: int = logging.INFO, **fields: Any) -> None:
