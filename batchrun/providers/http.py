@@ -24,10 +24,7 @@ from batchrun.record import Ambiguous, Unreachable
 if TYPE_CHECKING:
     import aiohttp
 
-MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_RETRY_AFTER_S = 300.0
-SUBMIT_IDLE_S = 10.0
-POLL_IDLE_S = 30.0
 ACCEPTANCES_KEPT = 1000  # a copy comes with the next reply on its connection
 
 _REASONS = {  # by the name of an error's class
@@ -44,16 +41,6 @@ _BASE_URL = re.compile(
     r"https?://(\[::1\]|([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63})(:[0-9]+)?(/[a-z0-9_.~%/-]*)?", re.ASCII | re.IGNORECASE
 )
 _LOOPBACK = re.compile(r"localhost|::1|127(\.[0-9]{1,3}){3}")
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds. A POST that times out may have been accepted, so its limits are wide."""
-
-    connect_s: float = 10.0
-    post_s: float = 60.0
-    post_silence_s: float = 30.0
-    get_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,25 +76,23 @@ class Http:
         workers: POSTs at the same time; of GETs, twice as many; no more connections than that are ever open.
     """
 
-    def __init__(
-        self,
-        headers: Mapping[str, str],
-        *,
-        workers: int,
-        timeouts: Timeouts | None = None,
-        max_body_bytes: int = MAX_BODY_BYTES,
-    ) -> None:
+    connect_s = 10.0
+    post_s = 60.0  # a POST that times out may have been accepted, so its limits are wide
+    post_silence_s = 30.0
+    post_idle_s = 10.0
+    get_s = 30.0
+    get_idle_s = 30.0
+    max_body_bytes = 32 * 1024 * 1024
+
+    def __init__(self, headers: Mapping[str, str], *, workers: int) -> None:
         self._headers = {**headers, "Accept-Encoding": "identity", "User-Agent": f"batchrun/{__version__}"}
         self._workers = workers
-        self._timeouts = Timeouts() if timeouts is None else timeouts
-        self._max_body_bytes = max_body_bytes
         self._accepted = deque[int](maxlen=ACCEPTANCES_KEPT)  # hashes of bodies
         self._connections = WeakSet[Any]()
 
     async def __aenter__(self) -> Self:
-        limits = self._timeouts
-        self._submit = self._session(self._workers, SUBMIT_IDLE_S, limits.post_s, limits.post_silence_s)
-        self._poll = self._session(2 * self._workers, POLL_IDLE_S, limits.get_s, None)
+        self._submit = self._session(self._workers, self.post_idle_s, self.post_s, self.post_silence_s)
+        self._poll = self._session(2 * self._workers, self.get_idle_s, self.get_s, None)
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -140,7 +125,7 @@ class Http:
             headers=self._headers,
             skip_auto_headers=("Accept",),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=total_s, connect=self._timeouts.connect_s, sock_read=silence_s),
+            timeout=aiohttp.ClientTimeout(total=total_s, connect=self.connect_s, sock_read=silence_s),
             trust_env=False,
             auto_decompress=False,
         )
@@ -177,8 +162,8 @@ class Http:
 
     async def _read(self, response: aiohttp.ClientResponse) -> Reply | Oversize:
         try:
-            await response.content.readexactly(self._max_body_bytes + 1)
-            return Oversize(response.status, self._max_body_bytes)
+            await response.content.readexactly(self.max_body_bytes + 1)
+            return Oversize(response.status, self.max_body_bytes)
         except IncompleteReadError as whole:  # it ended before that
             return Reply(response.status, whole.partial, retry_after_s(response.headers.get("Retry-After")))
 

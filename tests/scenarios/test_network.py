@@ -47,8 +47,8 @@ HTML = b"<!DOCTYPE html><html><title>Welcome</title>Please accept the terms of t
 
 IMPATIENT = """
 from batchrun.pacing import Gate, backoff_s
-from batchrun.providers.http import Timeouts
-Timeouts.__init__.__defaults__ = (5.0, 3.0, 2.0, 3.0)
+from batchrun.providers.http import Http
+Http.connect_s, Http.post_s, Http.post_silence_s, Http.get_s = 5.0, 3.0, 2.0, 3.0
 Gate.FIRST_WAIT_S = 0.2
 backoff_s.__kwdefaults__["base_s"] = 0.1
 from batchrun.__main__ import main

@@ -11,7 +11,8 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Self
+from types import MappingProxyType
+from typing import Any, Self
 
 import pytest
 
@@ -21,7 +22,6 @@ from batchrun.providers.http import (
     Http,
     Oversize,
     Reply,
-    Timeouts,
     check_endpoint,
     retry_after_s,
 )
@@ -29,7 +29,7 @@ from batchrun.record import Ambiguous, Unreachable
 
 Script = Callable[["Peer"], Awaitable[None]]
 KEY = "Api-Key AQVNsecretsecretsecret"
-SHORT = Timeouts(connect_s=5, post_s=5, post_silence_s=5, get_s=5)
+SHORT = {"connect_s": 5.0, "post_s": 5.0, "post_silence_s": 5.0, "get_s": 5.0}
 
 
 class Peer:
@@ -108,20 +108,19 @@ class Server:
             writer.close()
 
 
-def http(timeouts: Timeouts = SHORT, max_body_bytes: int = 1000, **headers: str) -> Http:
-    return Http(
-        {"Authorization": KEY} | headers,
-        workers=2,
-        timeouts=timeouts,
-        max_body_bytes=max_body_bytes,
-    )
+def http(*, max_body_bytes: int = 1000, headers: Mapping[str, str] = MappingProxyType({}), **limits_s: float) -> Http:
+    client = Http({"Authorization": KEY, **headers}, workers=2)
+    client.max_body_bytes = max_body_bytes
+    for name, seconds in (SHORT | limits_s).items():
+        setattr(client, name, seconds)
+    return client
 
 
-def post_to(script: Script, **options: object) -> tuple[Exchange, Server]:
+def post_to(script: Script, **options: Any) -> tuple[Exchange, Server]:
     """What one POST to a server playing this script gives."""
 
     async def run() -> tuple[Exchange, Server]:
-        async with Server(script) as server, http(**options) as client:  # type: ignore[arg-type]
+        async with Server(script) as server, http(**options) as client:
             return await client.post(server.url, b'{"a":1}', {"x-client-request-id": "r1"}), server
 
     return asyncio.run(run())
@@ -282,7 +281,7 @@ def test_a_post_that_is_never_answered_ends_after_the_silence() -> None:
         await peer.hear()
         await peer.gone()
 
-    exchange, _ = post_to(script, timeouts=Timeouts(post_silence_s=0.05))
+    exchange, _ = post_to(script, post_silence_s=0.05)
     assert exchange == Ambiguous("silent for too long")
 
 
@@ -295,13 +294,13 @@ async def trickle(peer: Peer) -> None:
 
 
 def test_a_reply_that_trickles_meets_the_total_limit() -> None:
-    exchange, _ = post_to(trickle, timeouts=Timeouts(post_s=0.1), max_body_bytes=10**9)
+    exchange, _ = post_to(trickle, post_s=0.1, max_body_bytes=10**9)
     assert exchange == Ambiguous("no reply in time")
 
 
 def test_a_poll_that_trickles_meets_the_total_limit() -> None:
     async def run() -> Exchange:
-        async with Server(trickle) as server, http(Timeouts(get_s=0.1), 10**9) as client:
+        async with Server(trickle) as server, http(get_s=0.1, max_body_bytes=10**9) as client:
             return await client.get(server.url)
 
     assert asyncio.run(run()) == Ambiguous("no reply in time")
@@ -428,18 +427,18 @@ def test_a_refused_connection_let_nothing_out() -> None:
     assert asyncio.run(run()) == Unreachable("connection refused")
 
 
-def tls_post_to(script: Script, timeouts: Timeouts = SHORT) -> Exchange:
+def tls_post_to(script: Script, **limits_s: Any) -> Exchange:
     """A POST that speaks TLS to a server that does not."""
 
     async def run() -> Exchange:
-        async with Server(script) as server, http(timeouts) as client:
+        async with Server(script) as server, http(**limits_s) as client:
             return await client.post(server.url.replace("http:", "https:"), b"{}", {})
 
     return asyncio.run(run())
 
 
 def test_a_tls_handshake_that_never_ends_let_nothing_out() -> None:
-    assert tls_post_to(Peer.gone, Timeouts(connect_s=0.05)) == Unreachable("no connection in time")
+    assert tls_post_to(Peer.gone, connect_s=0.05) == Unreachable("no connection in time")
 
 
 def test_a_tls_handshake_broken_off_let_nothing_out_and_may_work_next_time() -> None:
@@ -547,7 +546,7 @@ def test_cookies_are_not_kept_and_the_environment_is_not_asked_for_proxies_or_lo
 def test_a_header_that_could_smuggle_another_is_not_sent(value: str) -> None:
     async def run() -> None:
         async with Server(answering("200 OK")) as server:
-            async with http(folder=value) as client:
+            async with http(headers={"folder": value}) as client:
                 with pytest.raises(ValueError, match="header") as caught:
                     await client.get(server.url)
             async with http() as client:
