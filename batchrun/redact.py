@@ -12,11 +12,8 @@ GONE = "[redacted]"
 
 _LOOKED_AT = 16 * MAX_TEXT_BYTES
 _SHORTEST_SECRET = 4
-_BLANKS = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029][ \t\n\v\f\r\x85\u2028\u2029]*")
-_UNPRINTABLE = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]"  # terminal colours and cursor moves, whole
-    r"|[\x00-\x1f\x7f-\x9f]|[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]|[\ud800-\udfff]"
-)
+_BLANKS = re.compile(r"[^\S ]\s*")
+_COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # and cursor moves
 _SECRETS = (
     (
         re.compile(r"(?i)(authorization\\?[\"']?\s*[:=,]\s*(?:b?\\?[\"'])?)([\w-]{2,12}\s+)?[^\s\"',;}]+"),
@@ -51,7 +48,8 @@ class Redactor:
         """The text on one line, without secrets and control characters, at most 2 KiB of UTF-8."""
         if len(text) <= MAX_TEXT_BYTES and _PLAIN.fullmatch(text) and not any(map(text.__contains__, self._secrets)):
             return text
-        text = _UNPRINTABLE.sub("", _BLANKS.sub(" ", text))  # first: they could split a secret in two
+        text = _COLOURS.sub("", _BLANKS.sub(" ", text))
+        text = "".join(filter(str.isprintable, text))  # before all else: what is not could split a secret in two
         for secret in self._secrets:
             text = text.replace(secret, GONE)
         text = text[:_LOOKED_AT]
