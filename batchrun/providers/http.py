@@ -9,7 +9,6 @@ import os
 import re
 import ssl
 from asyncio import IncompleteReadError
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     import aiohttp
 
 MAX_RETRY_AFTER_S = 300.0
-ACCEPTANCES_KEPT = 1000  # a copy comes with the next reply on its connection
 
 _REASONS = {  # by the name of an error's class
     "ClientConnectorDNSError": "name lookup failed",
@@ -87,7 +85,6 @@ class Http:
     def __init__(self, headers: Mapping[str, str], *, workers: int) -> None:
         self._headers = {**headers, "Accept-Encoding": "identity", "User-Agent": f"batchrun/{__version__}"}
         self._workers = workers
-        self._accepted = deque[int](maxlen=ACCEPTANCES_KEPT)  # hashes of bodies
         self._connections = WeakSet[Any]()
 
     async def __aenter__(self) -> Self:
@@ -108,10 +105,7 @@ class Http:
             CredentialsRefused: TLS does not work; nothing left.
             ValueError: A header holds a line break; nothing left.
         """
-        reply = await self._exchange(self._submit, "POST", url, data=body, headers=headers)
-        if not self._is_new_acceptance(reply):
-            self.drop_connections()
-        return reply
+        return await self._exchange(self._submit, "POST", url, data=body, headers=headers)
 
     async def get(self, url: str) -> Exchange:
         """GET. It costs nothing, so aiohttp may replace a kept connection that turns out closed."""
@@ -150,15 +144,6 @@ class Http:
         """
         for connection in self._connections:
             connection.force_close()
-
-    def _is_new_acceptance(self, reply: Exchange) -> bool:
-        """Whether it accepts, and no earlier one was the same byte for byte: each holds an ID of its own."""
-        if not isinstance(reply, Reply) or not 200 <= reply.status < 300:
-            return False
-        mark = hash(reply.body)
-        is_new = mark not in self._accepted
-        self._accepted.append(mark)
-        return is_new
 
     async def _read(self, response: aiohttp.ClientResponse) -> Reply | Oversize:
         try:

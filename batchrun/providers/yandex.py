@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from batchrun.record import Answer, Failure, JsonObject, PollReply, Prompt, Sett
 from batchrun.redact import Redactor
 
 OPERATION_HOST = "https://operation.api.cloud.yandex.net"
+ACCEPTANCES_KEPT = 1000  # a reply that comes twice comes next on its connection
 MAX_TOKENS = 1 << 40  # more than any answer has: a number above it is nonsense
 
 OPERATION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -83,6 +85,7 @@ class Yandex:
         self._redact = Redactor((credentials.authorization, key, credentials.folder))
         headers = {"Authorization": credentials.authorization, "x-data-logging-enabled": "false"}
         self._http = Http(headers, workers=workers)
+        self._accepted = deque[str](maxlen=ACCEPTANCES_KEPT)
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -171,13 +174,19 @@ class Yandex:
     async def submit(self, body: bytes, request_id: str) -> SubmitReply:
         """POST the body once."""
         headers = {"Content-Type": "application/json", "x-client-request-id": request_id}
+        reply: SubmitReply
         match await self._http.post(self._submit_url, body, headers):
             case Reply(status, answer, wait_s):
-                return self._read_submitted(status, answer, wait_s)
+                reply = self._read_submitted(status, answer, wait_s)
             case Oversize(max_bytes=max_bytes):
-                return record.Ambiguous(f"the reply is longer than {max_bytes} bytes")
+                reply = record.Ambiguous(f"the reply is longer than {max_bytes} bytes")
             case lost:
-                return lost
+                reply = lost
+        if isinstance(reply, record.Accepted) and reply.operation_id not in self._accepted:
+            self._accepted.append(reply.operation_id)
+        else:
+            self._http.drop_connections()  # it may be the reply to another request
+        return reply
 
     def _read_submitted(self, status: int, body: bytes, wait_s: float) -> SubmitReply:
         if 200 <= status < 300:
@@ -235,14 +244,13 @@ def _plain(body: bytes) -> str:
 def _fill_options(body: JsonObject, names: tuple[str, str], temperature: float | None, max_tokens: int | None) -> None:
     """Temperature and length limit, where the body has none under either spelling."""
     where = names[body.get(names[1]) is not None]
-    options = body.get(where) or {}
-    wanted: JsonObject = {}
+    options = dict(body.get(where) or {})
     if temperature is not None and options.get("temperature") is None:
-        wanted["temperature"] = temperature
+        options["temperature"] = temperature
     if max_tokens is not None and options.get("maxTokens") is None and options.get("max_tokens") is None:
-        wanted["maxTokens"] = str(max_tokens)
-    if wanted:
-        body[where] = options | wanted
+        options["maxTokens"] = str(max_tokens)
+    if options:
+        body[where] = options
 
 
 def _usage(usage: Any) -> Usage:

@@ -362,16 +362,6 @@ def test_a_kept_connection_on_which_something_came_unasked_is_not_used_again() -
     asyncio.run(run())
 
 
-def test_an_acceptance_that_comes_twice_ends_all_connections_for_posts() -> None:
-    async def run() -> None:
-        async with Server(answering("200 OK", b"{}")) as server, http() as client:
-            for _ in range(3):
-                await client.post(server.url, b"{}", {})
-            assert server.connections == 2
-
-    asyncio.run(run())
-
-
 @pytest.mark.parametrize(("idle_s", "connections"), [(9.9, 1), (10.1, 2)], ids=["just before", "just after"])
 def test_a_post_uses_no_connection_that_was_idle_for_ten_seconds(
     idle_s: float, connections: int, monkeypatch: pytest.MonkeyPatch

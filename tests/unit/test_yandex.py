@@ -42,6 +42,7 @@ from batchrun.record import (
     Unreachable,
     Usage,
 )
+from tests.unit.test_http import Peer, Script, Server, answering
 
 KEY = "AQVNw1cFakeKey0123456789"
 FOLDER = "b1gabcdefghij0123456"
@@ -609,6 +610,40 @@ def test_a_reply_of_more_than_32_mib_is_not_read_to_its_end() -> None:
                 )
                 assert await provider.poll("broken") == PollFailed("an oversize error page", 503)
                 assert await provider.submit(b"{}", "r1") == Ambiguous("the reply is longer than 33554432 bytes")
+
+    asyncio.run(run())
+
+
+NO_NEW_ACCEPTANCE = {
+    "the acceptance before": answering("200 OK", operation()),
+    "a page": answering("200 OK", b"<html>"),
+    "a refusal": answering("400 Bad Request", b"{}"),
+}
+
+
+@pytest.mark.parametrize("script", NO_NEW_ACCEPTANCE.values(), ids=NO_NEW_ACCEPTANCE)
+def test_after_anything_but_a_new_acceptance_no_connection_is_used_again(script: Script) -> None:
+    async def run() -> None:
+        async with Server(script) as server, yandex(server.url.removesuffix("/do")) as provider:
+            await provider.submit(b"{}", "r1")
+            await provider.submit(b"{}", "r2")
+            before = server.connections
+            await provider.submit(b"{}", "r3")
+            assert server.connections == before + 1
+
+    asyncio.run(run())
+
+
+def test_a_connection_is_used_again_after_new_acceptances() -> None:
+    async def accepting(peer: Peer) -> None:
+        while await peer.hear():
+            await peer.answer("200 OK", operation(id=uuid.uuid4().hex))
+
+    async def run() -> None:
+        async with Server(accepting) as server, yandex(server.url.removesuffix("/do")) as provider:
+            for _ in range(3):
+                await provider.submit(b"{}", "r1")
+            assert server.connections == 1
 
     asyncio.run(run())
 
