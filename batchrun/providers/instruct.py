@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from batchrun.providers.yandex import Yandex, count
-from batchrun.record import Answer, Finished, JsonObject, Malformed, PollReply, Usage
+from batchrun.providers.yandex import NO_ANSWER, Yandex, count
+from batchrun.record import Answer, Finished, JsonObject, PollReply, Usage
 
 INSTRUCTIONS = ("instructionText", "instruction_text", "instructionUri", "instruction_uri")
 
@@ -30,6 +30,6 @@ class Instruct(Yandex):
         """It has no status and no total; ``score`` has no place in a result."""
         text: Any = alternative.get("text")
         if not isinstance(text, str | None):
-            return Malformed("the answer's text is not text")
+            return NO_ANSWER
         usage = Usage(count(response.get("numPromptTokens")), count(alternative.get("numTokens")))
         return Finished(Answer(text or "", "unspecified", usage))

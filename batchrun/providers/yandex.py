@@ -24,6 +24,7 @@ OPERATION_HOST = "https://operation.api.cloud.yandex.net"
 ACCEPTANCES_KEPT = 1000  # a reply that comes twice comes next on its connection
 MAX_TOKENS = 1 << 40  # more than any answer has: a number above it is nonsense
 
+NO_ANSWER = record.Malformed("finished without an answer or an error that can be read")
 OPERATION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _FOLDER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _PASSING_CODES = frozenset({2, 4, 8, 13, 14, 15})
@@ -126,10 +127,8 @@ class Yandex:
                 return record.Finished(self._failure(_integer(code) or 0, error.get("message")))
             case {"done": True, "response": {"alternatives": [dict() as alternative, *_]} as response}:
                 return self._read_alternative(alternative, response)
-            case {"done": True, "response": {}}:
-                return record.Malformed("finished without an answer in it")
             case {"done": True}:
-                return record.Malformed("finished with neither an answer nor an error")
+                return NO_ANSWER
             case {"id": str()} if not operation.get("done"):
                 return record.StillRunning()
             case _:
@@ -141,24 +140,20 @@ class Yandex:
         return Failure(kind, text or "the service gave no reason", code, retryable=code in _PASSING_CODES)
 
     def _read_alternative(self, alternative: JsonObject, response: JsonObject) -> PollReply:
-        message = alternative.get("message") or {}
         usage = _usage(response.get("usage"))
         finish_reason = self._finish_reason(alternative.get("status"))
         if finish_reason == "content_filter":
             said = "the service's content filter stopped the answer"
             return record.Finished(Failure("content_filter", said, finish_reason=finish_reason, usage=usage))
-        if not isinstance(message, dict):
-            return record.Malformed("the answer holds no message")
+        message = alternative.get("message") or {}
+        if not isinstance(message, dict) or not isinstance(message.get("text"), str | None):
+            return NO_ANSWER
         calls = message.get("toolCallList")
         try:
             orjson.dumps(calls)
-        except TypeError:
-            return record.Malformed("the tool calls are nested too deep")
-        text = message.get("text")
-        if text is None and calls is None:
-            text = ""
-        if not isinstance(text, str | None):
-            return record.Malformed("the answer's text is not text")
+        except TypeError:  # nested too deep
+            return NO_ANSWER
+        text = (message.get("text") or "") if calls is None else message.get("text")
         version = response.get("modelVersion")
         model_version = self._redact(version) if isinstance(version, str) and version else None
         return record.Finished(Answer(text, finish_reason, usage, model_version, json=calls))

@@ -13,13 +13,12 @@ from aioresponses import aioresponses
 from batchrun.inputs import Reading, parse
 from batchrun.providers.base import Provider
 from batchrun.providers.instruct import Instruct
-from batchrun.providers.yandex import parse_json
+from batchrun.providers.yandex import NO_ANSWER, parse_json
 from batchrun.record import (
     Accepted,
     Answer,
     Finished,
     JsonObject,
-    Malformed,
     PollFailed,
     PollReply,
     Prompt,
@@ -28,7 +27,7 @@ from batchrun.record import (
     Usage,
 )
 from batchrun.writer import _model
-from tests.unit.test_yandex import BASE, CREDENTIALS, EMPTY, NEITHER, OPERATION_ID, failed, failure, operation
+from tests.unit.test_yandex import BASE, CREDENTIALS, OPERATION_ID, failed, failure, operation
 from tests.unit.test_yandex import service as service
 
 
@@ -144,7 +143,6 @@ def text(text: str, *counts: int | None) -> Finished:
     return Finished(Answer(text, "unspecified", Usage(*counts)))
 
 
-NO_TEXT = Malformed("the answer's text is not text")
 READS: dict[str, tuple[bytes, PollReply]] = {
     "running": (operation(done=False), StillRunning()),
     "answered": (answered(BELGRADE), text("Belgrade", 21, 2)),
@@ -162,12 +160,12 @@ READS: dict[str, tuple[bytes, PollReply]] = {
     ),
     "the second alternative does not count": (answered(BELGRADE, {"text": "Novi Sad"}), text("Belgrade", 21, 2)),
     "failed": (failed(13), failure("provider_error", 13, retryable=True)),
-    "done with neither": (operation(done=True), NEITHER),
-    "no alternatives": (answered(), EMPTY),
-    "alternatives are null": (answered(alternatives=None), EMPTY),
-    "an alternative that is a text": (answered("Belgrade"), EMPTY),
-    "a text that is a number": (answered({"text": 7}), NO_TEXT),
-    "a text that is false": (answered({"text": False}), NO_TEXT),
+    "done with neither": (operation(done=True), NO_ANSWER),
+    "no alternatives": (answered(), NO_ANSWER),
+    "alternatives are null": (answered(alternatives=None), NO_ANSWER),
+    "an alternative that is a text": (answered("Belgrade"), NO_ANSWER),
+    "a text that is a number": (answered({"text": 7}), NO_ANSWER),
+    "a text that is false": (answered({"text": False}), NO_ANSWER),
     "not an operation": (b"<html>", PollFailed("the reply is not an operation", status=200)),
 }
 

@@ -22,7 +22,7 @@ from yarl import URL
 
 from batchrun.errors import BatchrunError, CredentialsRefused, UsageProblem
 from batchrun.providers.base import Provider
-from batchrun.providers.yandex import Credentials, Yandex, credentials_from, parse_json, read_error
+from batchrun.providers.yandex import NO_ANSWER, Credentials, Yandex, credentials_from, parse_json, read_error
 from batchrun.record import (
     Accepted,
     Ambiguous,
@@ -226,8 +226,6 @@ USAGE = {
 }
 CALLS = {"toolCalls": [{"functionCall": {"name": "weather", "arguments": {"city": "Belgrade"}}}]}
 NOT_AN_OPERATION = PollFailed("the reply is not an operation", status=200)
-NEITHER = Malformed("finished with neither an answer nor an error")
-EMPTY = Malformed("finished without an answer in it")
 FILTERED = "the service's content filter stopped the answer"
 
 READS: dict[str, tuple[bytes, PollReply]] = {
@@ -340,20 +338,20 @@ READS: dict[str, tuple[bytes, PollReply]] = {
     ),
     "an endless error": (failed(3, "a" * 5000), failure("invalid_argument", 3, message="a" * 2048)),
     # neither
-    "done with neither": (operation(done=True), NEITHER),
-    "done with two nulls": (operation(done=True, error=None, response=None), NEITHER),
-    "done with an error of code 0 only": (failed(0), NEITHER),
-    "done with an error that is a text": (operation(done=True, error="x"), NEITHER),
-    "done with an answer that is a text": (operation(done=True, response="x"), NEITHER),
-    "an empty answer": (operation(done=True, response={}), EMPTY),
-    "no alternatives": (operation(done=True, response={"alternatives": []}), EMPTY),
-    "alternatives are null": (operation(done=True, response={"alternatives": None}), EMPTY),
-    "an alternative that is a text": (operation(done=True, response={"alternatives": ["x"]}), EMPTY),
-    "a message that is a text": (answered(message="x"), Malformed("the answer holds no message")),
-    "a text that is a number": (answered(message={"text": 5}), Malformed("the answer's text is not text")),
+    "done with neither": (operation(done=True), NO_ANSWER),
+    "done with two nulls": (operation(done=True, error=None, response=None), NO_ANSWER),
+    "done with an error of code 0 only": (failed(0), NO_ANSWER),
+    "done with an error that is a text": (operation(done=True, error="x"), NO_ANSWER),
+    "done with an answer that is a text": (operation(done=True, response="x"), NO_ANSWER),
+    "an empty answer": (operation(done=True, response={}), NO_ANSWER),
+    "no alternatives": (operation(done=True, response={"alternatives": []}), NO_ANSWER),
+    "alternatives are null": (operation(done=True, response={"alternatives": None}), NO_ANSWER),
+    "an alternative that is a text": (operation(done=True, response={"alternatives": ["x"]}), NO_ANSWER),
+    "a message that is a text": (answered(message="x"), NO_ANSWER),
+    "a text that is a number": (answered(message={"text": 5}), NO_ANSWER),
     "tool calls without a bottom": (
         answered(5, {"toolCallList": json.loads("[" * 300 + "]" * 300)}),
-        Malformed("the tool calls are nested too deep"),
+        NO_ANSWER,
     ),
     # not an operation
     "nothing": (b"", NOT_AN_OPERATION),
