@@ -15,16 +15,13 @@ _SHORTEST_SECRET = 4
 _BLANKS = re.compile(r"[^\S ]\s*")
 _COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # and cursor moves
 _SECRETS = (
-    (
-        re.compile(r"(?i)(authorization\\?[\"']?\s*[:=,]\s*(?:b?\\?[\"'])?)([\w-]{2,12}\s+)?[^\s\"',;}]+"),
-        rf"\1{GONE}",
-    ),
-    (re.compile(r"(?i)\b(bearer|api-key)\s+[^\s\"',;}]+"), rf"\1 {GONE}"),
-    (re.compile(r"(?<![\w-])AQVN[\w-]{6,}"), GONE),  # API keys
-    (re.compile(r"(?<![\w.-])t1\.[\w.=-]{8,}"), GONE),  # IAM tokens
-    (re.compile(r"(?<![\w-])y[0-3]_[\w-]{8,}"), GONE),  # OAuth tokens
-    (re.compile(r"(?<![\w.-])eyJ[\w-]{4,}\.[\w.-]*"), GONE),  # JWT
-    (re.compile(r"(?<![A-Za-z0-9])b1g[a-z0-9]{17}(?![A-Za-z0-9])"), GONE),  # folders and clouds
+    (r"(?i)(authorization\\?[\"']?\s*[:=,]\s*(?:b?\\?[\"'])?)([\w-]{2,12}\s+)?[^\s\"',;}]+", rf"\1{GONE}"),
+    (r"(?i)\b(bearer|api-key)\s+[^\s\"',;}]+", rf"\1 {GONE}"),
+    (r"(?<![\w-])AQVN[\w-]{6,}", GONE),  # API keys
+    (r"(?<![\w.-])t1\.[\w.=-]{8,}", GONE),  # IAM tokens
+    (r"(?<![\w-])y[0-3]_[\w-]{8,}", GONE),  # OAuth tokens
+    (r"(?<![\w.-])eyJ[\w-]{4,}\.[\w.-]*", GONE),  # JWT
+    (r"(?<![A-Za-z0-9])b1g[a-z0-9]{17}(?![A-Za-z0-9])", GONE),  # folders and clouds
 )
 
 
@@ -54,7 +51,7 @@ class Redactor:
             text = text.replace(secret, GONE)
         text = text[:_LOOKED_AT]
         for pattern, instead in _SECRETS:
-            text = pattern.sub(instead, text)
+            text = re.sub(pattern, instead, text)
         return text.encode()[:MAX_TEXT_BYTES].decode(errors="ignore")
 
 
