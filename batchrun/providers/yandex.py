@@ -16,7 +16,7 @@ import orjson
 from batchrun import record
 from batchrun.errors import CredentialsRefused, UsageProblem
 from batchrun.log import event
-from batchrun.providers.http import Http, Oversize, Reply, check_endpoint
+from batchrun.providers.http import Exchange, Http, Oversize, Reply, check_endpoint
 from batchrun.record import Answer, Failure, JsonObject, PollReply, Prompt, Settings, SubmitReply, Usage
 from batchrun.redact import Redactor
 
@@ -28,7 +28,7 @@ NO_ANSWER = record.Malformed("finished without an answer or an error that can be
 OPERATION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _FOLDER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _PASSING_CODES = frozenset({2, 4, 8, 13, 14, 15})
-_MAYBE_FORWARDED = frozenset({408, 499})
+_REFUSALS = frozenset({*range(300, 500), 501} - {408, 499})  # with any other status, a gateway may have forwarded it
 _HTML = "an HTML page"
 _ASKS_FOR_JSON = {"jsonObject", "json_object", "jsonSchema", "json_schema"}
 _FINISH_REASONS = {"final": "stop", "truncated_final": "length"}
@@ -169,31 +169,30 @@ class Yandex:
     async def submit(self, body: bytes, request_id: str) -> SubmitReply:
         """POST the body once."""
         headers = {"Content-Type": "application/json", "x-client-request-id": request_id}
-        reply: SubmitReply
-        match await self._http.post(self._submit_url, body, headers):
-            case Reply(status, answer, wait_s):
-                reply = self._read_submitted(status, answer, wait_s)
-            case Oversize(max_bytes=max_bytes):
-                reply = record.Ambiguous(f"the reply is longer than {max_bytes} bytes")
-            case lost:
-                reply = lost
+        reply = self._read_submitted(await self._http.post(self._submit_url, body, headers))
         if isinstance(reply, record.Accepted) and reply.operation_id not in self._accepted:
             self._accepted.append(reply.operation_id)
         else:
             self._http.drop_connections()  # it may be the reply to another request
         return reply
 
-    def _read_submitted(self, status: int, body: bytes, wait_s: float) -> SubmitReply:
-        if 200 <= status < 300:
-            match parse_json(body):
-                case {"id": str(found)} if OPERATION_ID.fullmatch(found) and self._redact(found) == found:
-                    return record.Accepted(found)
-            event("submit_reply_unreadable", logging.WARNING, status=status, bytes=len(body))
-            return record.Ambiguous(f"HTTP {status} without an operation ID")
-        if status == 501 or (300 <= status < 500 and status not in _MAYBE_FORWARDED):
-            code, message = read_error(body)
-            return record.Refused(status, self._redact(message), code, wait_s)
-        return record.Ambiguous(f"HTTP {status}")  # a gateway may have forwarded it
+    def _read_submitted(self, exchange: Exchange) -> SubmitReply:
+        match exchange:
+            case Reply(status, body) if 200 <= status < 300:
+                match parse_json(body):
+                    case {"id": str(found)} if OPERATION_ID.fullmatch(found) and self._redact(found) == found:
+                        return record.Accepted(found)
+                event("submit_reply_unreadable", logging.WARNING, status=status, bytes=len(body))
+                return record.Ambiguous(f"HTTP {status} without an operation ID")
+            case Reply(status, body, wait_s) if status in _REFUSALS:
+                code, message = read_error(body)
+                return record.Refused(status, self._redact(message), code, wait_s)
+            case Reply(status):
+                return record.Ambiguous(f"HTTP {status}")
+            case Oversize(max_bytes=max_bytes):
+                return record.Ambiguous(f"the reply is longer than {max_bytes} bytes")
+            case lost:
+                return lost
 
     async def poll(self, operation_id: str) -> PollReply:
         """GET the operation once."""

@@ -22,6 +22,7 @@ from yarl import URL
 
 from batchrun.errors import BatchrunError, CredentialsRefused, UsageProblem
 from batchrun.providers.base import Provider
+from batchrun.providers.http import Reply
 from batchrun.providers.yandex import NO_ANSWER, Credentials, Yandex, credentials_from, parse_json, read_error
 from batchrun.record import (
     Accepted,
@@ -512,7 +513,7 @@ def test_submit(reply: dict[str, Any], expected: SubmitReply, service: aiorespon
 
 @pytest.mark.parametrize("status", range(100, 600))
 def test_of_all_statuses_only_these_say_that_nothing_was_accepted(status: int) -> None:
-    reply = yandex()._read_submitted(status, B, 0.0)
+    reply = yandex()._read_submitted(Reply(status, B))
     certain = status == 501 or (300 <= status < 500 and status not in (408, 499))
     assert isinstance(reply, Refused) == certain
     assert isinstance(reply, Ambiguous) != certain
