@@ -117,7 +117,6 @@ class Http:
         return aiohttp.ClientSession(
             connector=_only_in_step(workers, idle_s, self._connections),
             headers=self._headers,
-            skip_auto_headers=("Accept",),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=total_s, connect=self.connect_s, sock_read=silence_s),
             trust_env=False,

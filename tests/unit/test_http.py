@@ -500,6 +500,7 @@ def test_a_post_carries_these_headers_and_no_others() -> None:
     assert fields.pop("User-Agent").startswith("batchrun/")
     assert fields == {
         "Authorization": KEY,
+        "Accept": "*/*",
         "Accept-Encoding": "identity",
         "x-client-request-id": "r1",
         "Content-Length": "7",
