@@ -36,7 +36,7 @@ _REASONS = {  # by the name of an error's class
     "ClientResponseError": "the reply is not HTTP",
 }
 _BASE_URL = re.compile(
-    r"https?://(\[::1\]|([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63})(:[0-9]+)?(/[a-z0-9_.~%/-]*)?", re.ASCII | re.IGNORECASE
+    r"https?://(\[::1\]|([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63})(:[0-9]+)?(/[a-z0-9_.~:%/-]*)?", re.ASCII | re.IGNORECASE
 )
 _LOOPBACK = re.compile(r"localhost|::1|127(\.[0-9]{1,3}){3}")
 

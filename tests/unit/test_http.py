@@ -590,6 +590,7 @@ GOOD_ENDPOINTS = {
     "https": ("https://gateway.example.com", "https://gateway.example.com"),
     "a trailing slash": ("https://gateway.example.com/", "https://gateway.example.com"),
     "a path": ("https://gateway.example.com:8443/yc/", "https://gateway.example.com:8443/yc"),
+    "a path with a colon": ("https://gateway.example.com/a:b", "https://gateway.example.com/a:b"),
     "https to an address": ("https://10.0.0.1", "https://10.0.0.1"),
     "this machine": ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
     "this machine, another address": ("http://127.9.9.9", "http://127.9.9.9"),
