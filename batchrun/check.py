@@ -141,17 +141,18 @@ def check_input(
     found = Checked(end)
     good = _good_records(path, read_lines(fd, end, hasher), reading, found, with_entries=into_inventory)
     while batch := list(islice(good, BATCH_RECORDS)):
-        inventory.note(ids=[hash(id) for id, _, _ in batch if id is not None], asked=[asked for _, asked, _ in batch])
+        inventory.note("id", [hash(id) for id, _, _ in batch if id is not None])
+        inventory.note("asked", [asked for _, asked, _ in batch])
         if into_inventory:
             inventory.add(entry for _, _, entry in batch if entry)
     found.digest = hasher.digest()
     _judge(path, found, strict=strict, of_failures=reading.shape is Shape.FAILURES)
-    if inventory.repeated_ids():
+    if inventory.repeats("id"):  # or two ids have one hash: the entries tell
         if not into_inventory:  # it is read once more to name them
             again = _good_records(path, read_lines(fd, end), reading, Checked(end), with_entries=True)
             inventory.add(entry for _, _, entry in again if entry)
         _refuse_repeated_id(path, inventory)
-    found.repeats = inventory.repeated_prompts()
+    found.repeats = inventory.repeats("asked")
     return found
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
+
+import orjson
 
 from batchrun.storage.ledger import QUERIES, Ledger
 
-PARTS = 256
-CHUNK_HASHES = 256
-
+HashKind = Literal["id", "asked"]
 Entry = tuple[int, int, int, str | None, bytes]
 """One record of the input: line, offset, length, identity, digest; plain, for the sake of speed.
 
@@ -37,42 +37,6 @@ class Conflict:
     now: int | None
 
 
-class Hashes:
-    """Hashes, set apart by their last bits: equal ones share a part, and one part at a time is looked through.
-
-    Full chunks, in which none is there twice, go to the ledger's connection; its parts are numbered from ``first``.
-    """
-
-    def __init__(self, ledger: Ledger, first: int) -> None:
-        self._ledger = ledger
-        self._first = first
-        self._parts = [array("q") for _ in range(PARTS)]
-        self._repeats = 0
-
-    def add(self, hashes: Iterable[int]) -> None:
-        parts, mask = self._parts, PARTS - 1
-        for each in hashes:
-            part = parts[each & mask]
-            part.append(each)
-            if len(part) == CHUNK_HASHES:
-                different = array("q", set(part))
-                self._repeats += len(part) - len(different)
-                part[:] = different
-                if len(different) > CHUNK_HASHES // 2:
-                    self._ledger.execute("keep_hashes", part=self._first + (each & mask), chunk=part.tobytes())
-                    del part[:]
-
-    def repeated(self) -> int:
-        """How many are as one before them."""
-        repeats = self._repeats
-        for number, last in enumerate(self._parts, self._first):
-            part = array("q", last)
-            for (chunk,) in self._ledger.fetch("hashes_kept", part=number):
-                part.frombytes(chunk)
-            repeats += len(part) - len(set(part))
-        return repeats
-
-
 class Inventory:
     """A census of the input, kept in the ledger's connection and dropped by ``close``."""
 
@@ -81,12 +45,14 @@ class Inventory:
         self.close()
         self._ledger.execute("create_inventory")
         self._ledger.execute("create_hashes")
-        self._ids, self._asked = Hashes(ledger, 0), Hashes(ledger, PARTS)
 
-    def note(self, *, ids: Iterable[int], asked: Iterable[int]) -> None:
-        """Hashes of identities, and of what is asked."""
-        self._ids.add(ids)
-        self._asked.add(asked)
+    def note(self, kind: HashKind, hashes: list[int]) -> None:
+        """Hashes of identities, or of what is asked."""
+        self._ledger.execute("add_hashes", kind=kind, batch=orjson.dumps(hashes).decode())
+
+    def repeats(self, kind: HashKind) -> int:
+        """How many of the hashes of this kind are as one before them."""
+        return int(self._ledger.fetch("repeated_hashes", kind=kind)[0]["repeats"])
 
     def add(self, entries: Iterable[Entry]) -> None:
         with self._ledger.transaction():
@@ -96,14 +62,6 @@ class Inventory:
         self._ledger.execute("index_inventory")
         found = self._ledger.fetch("repeated_identity")
         return Repeated(*found[0]) if found else None
-
-    def repeated_ids(self) -> int:
-        """How many identities were noted before; if any, the entries tell which: a hash may be that of two."""
-        return self._ids.repeated()
-
-    def repeated_prompts(self) -> int:
-        """How many records ask what an earlier one asks."""
-        return self._asked.repeated()
 
     def every_record_has_an_id(self) -> bool:
         """True where rows may be matched by id, whatever the order of the lines."""

@@ -282,21 +282,19 @@ INSERT INTO inventory (line, offset, length, identity, digest)
 VALUES (?, ?, ?, ?, ?);
 
 -- name: create_hashes
--- What is equal has the same part: each is small enough to be looked through in memory.
 CREATE TEMP TABLE hashes (
-    number INTEGER PRIMARY KEY,
-    part   INTEGER NOT NULL,
-    chunk  BLOB NOT NULL,
-    UNIQUE (part, number)
+    kind TEXT    NOT NULL,
+    hash INTEGER NOT NULL
 ) STRICT;
 
--- name: keep_hashes
-INSERT INTO hashes (part, chunk)
-VALUES (:part, :chunk);
+-- name: add_hashes
+INSERT INTO hashes (kind, hash)
+SELECT :kind, value FROM json_each(:batch);
 
--- name: hashes_kept
-SELECT chunk FROM hashes
- WHERE part = :part;
+-- name: repeated_hashes
+-- GROUP BY sorts, in bounded memory; count(DISTINCT) would make an index, which takes twice as long.
+SELECT (SELECT count(*) FROM hashes WHERE kind = :kind) - count(*) AS repeats
+  FROM (SELECT hash FROM hashes WHERE kind = :kind GROUP BY hash);
 
 -- name: repeated_identity
 WITH repeated AS (
