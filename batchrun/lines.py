@@ -11,7 +11,6 @@ import json
 import math
 import re
 from collections import Counter
-from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
 import orjson
@@ -20,6 +19,7 @@ from batchrun.record import JsonObject
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 MAX_NESTING = 64
+_TOO_DEEP = f"nested deeper than {MAX_NESTING} levels"
 _BOM = b"\xef\xbb\xbf"
 _SPACE = " \t\r\n"  # what JSON calls whitespace, and nothing else
 
@@ -143,11 +143,6 @@ _decoder = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_constant
 )
 
-_TEXT_OR_BRACKET = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[][{}]', re.DOTALL)
-_UP_TO_LONE_SURROGATE = re.compile(
-    rb"(?:[^\\]++|\\[^u]|\\u(?![dD][89a-fA-F])|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)*+", re.DOTALL
-)
-
 
 def strict_json(raw: bytes) -> Any:
     """The one JSON value of a line, exactly as written: nothing rounded, dropped or repaired.
@@ -166,8 +161,6 @@ def strict_json(raw: bytes) -> Any:
 
 
 def _slowly(raw: bytes) -> Any:
-    if raw.count(b"{") + raw.count(b"[") > MAX_NESTING:
-        _check_nesting(raw)
     try:
         text = raw.decode()
     except UnicodeDecodeError as exc:
@@ -175,27 +168,32 @@ def _slowly(raw: bytes) -> Any:
     try:
         value = _decoder.decode(text)
     except json.JSONDecodeError as exc:
-        reason, at = _what_is_wrong(text, exc.pos, exc.msg)
+        reason, at = _what_is_wrong(text, exc)
         raise BadLine(f"not JSON: {reason}", len(text[:at].encode()) + 1) from None
-    if b"\\ud" in raw or b"\\uD" in raw:
-        good = _UP_TO_LONE_SURROGATE.match(raw)
-        if good and good.end() < len(raw):
-            raise BadLine(r"half of a \ud800-\udfff pair: it is no character", good.end() + 1)
+    except RecursionError:
+        raise BadLine(_TOO_DEEP) from None
+    _texts(value, MAX_NESTING)
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise BadLine(r"half of a \ud800-\udfff pair: it is no character") from None
     return value
 
 
 def _texts(value: Any, levels: int) -> float:
     """How many texts a value holds, keys among them: fewer than the line if a key was given twice.
 
-    Minus infinity if a number may have been an integer over 64 bits, which the fast parser rounds, or if the value has
-    more levels than these.
+    Minus infinity if a number may have been an integer over 64 bits, which the fast parser rounds.
+
+    Raises:
+        BadLine: The value has more levels than these.
     """
     kind = type(value)
     if kind is str:
         return 1
     if kind is dict or kind is list:
         if not levels:
-            return -math.inf
+            raise BadLine(_TOO_DEEP)
         found: float = len(value) if kind is dict else 0
         for each in value.values() if kind is dict else value:
             found += 1 if type(each) is str else 0 if type(each) is int else _texts(each, levels - 1)
@@ -203,49 +201,15 @@ def _texts(value: Any, levels: int) -> float:
     return -math.inf if kind is float and abs(value) >= 2**63 else 0
 
 
-_DEEPER = {b"{": 1, b"[": 1, b"}": -1, b"]": -1}
-
-
-def _check_nesting(raw: bytes) -> None:
-    depth = 0
-    for found in _TEXT_OR_BRACKET.finditer(raw):
-        depth += _DEEPER.get(found[0], 0)
-        if depth > MAX_NESTING:
-            raise BadLine(f"nested deeper than {MAX_NESTING} levels", found.start() + 1)
-
-
-_COMMA_BEFORE_BRACKET = "a comma before the closing bracket"
-_REASONS = (  # how the parser's complaint begins, a pattern of what stands there, and the words for both
-    ("", "\ufeff", "a byte order mark (U+FEFF): remove it"),
-    ("", "[/#]", "JSON has no comments"),
-    ("Extra data", '[{["]', "more than one value on the line, put each on its own"),
-    ("Extra data", ",", "a comma after the record"),
-    ("Extra data", "", "something follows the record"),
-    ("Illegal trailing comma", "", _COMMA_BEFORE_BRACKET),  # Python 3.13 and later
-    ("Invalid control", "\t", r"a raw tab inside a text (a tab is written \t)"),
-    ("Invalid control", "", r"a raw control character inside a text (a tab is written \t)"),
-    ("", "'", "single quotes, JSON wants double quotes"),
-    ("Expecting property name", "", "expected a key in double quotes"),
-    ("Expecting ':'", "", "expected a colon after the key"),
-    ("Expecting ','", "", r"expected a comma or a closing bracket (a quote inside a text is written \")"),
-    ("Invalid \\", "", r"wrong escape after a backslash (a backslash itself is written \\)"),
-    ("", "True|False|None", "JSON writes true, false and null in small letters"),
-    ("", "", "expected a value"),
-)
-
-
-def _what_is_wrong(text: str, at: int, complaint: str) -> tuple[str, int]:
-    """The parser's complaint in the words of a person who made the file, and the character it is about."""
-    if complaint.startswith("Unterminated"):
-        return "unexpected end of line inside a text", len(text)
-    if not text[at:].strip(_SPACE):
+def _what_is_wrong(text: str, error: json.JSONDecodeError) -> tuple[str, int]:
+    """The parser's complaint, and the character it is about; what cannot be seen on a screen has words of ours."""
+    if error.msg.startswith("Unterminated") or not text[error.pos :].strip(_SPACE):
         return "unexpected end of line", len(text)
-    before = text[:at].rstrip(_SPACE)
-    if before.endswith(",") and text[at] in "}]":
-        return _COMMA_BEFORE_BRACKET, len(before) - 1
-    here = text[at : at + len("False")]
-    fit = (words for begins, there, words in _REASONS if complaint.startswith(begins) and re.match(there, here))
-    return next(fit), at
+    if text.startswith("\ufeff", error.pos):
+        return "a byte order mark (U+FEFF): remove it", error.pos
+    if error.msg.startswith("Invalid control"):
+        return r"a raw control character inside a text (a tab is written \t)", error.pos
+    return error.msg[0].lower() + error.msg[1:], error.pos
 
 
 def shown(key: str, most: int = 40) -> str:
@@ -260,12 +224,10 @@ _FORMATS = (
     (b"\x1f\x8b", "a gzip file: name it .gz, or unpack it"),
     (b"PK\x03\x04", "a zip file (or a spreadsheet): save the records as JSONL"),
     (b"\x28\xb5\x2f\xfd", "a zstd file: name it .zst, or unpack it"),
-    (b"BZh", "a bzip2 file: unpack it first"),
-    (b"\xfd7zXZ\x00", "an xz file: unpack it first"),
     (b"\x00\x00\x00\x00", "zero bytes: the file was not written to its end, make it again"),
-    (b"PAR1", "a parquet file: save the records as JSONL"),
 )
 _NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a]")
+_CUT_BY_CR = re.compile(rb"""[}"][ \t]*\r\s*[{"]""")  # inside of JSON, a comma or a colon stands between
 _QUOTED_COLUMN = re.compile(rb'"(?:[^"\\]|\\.|"")*+"[ \t]*[,;\t]', re.DOTALL)
 
 
@@ -286,7 +248,7 @@ def sniff(head: bytes) -> str | None:
         return "one JSON array: put one object on each line"
     if others and first.startswith(b"{") and first.endswith((b"{", b"[", b",", b":")):
         return "pretty-printed JSON: put one object on each line"
-    if not others and _is_cut_by_cr(first):
+    if not others and _CUT_BY_CR.search(first):
         return "line ends are CR only: convert the line ends to LF"
     if not first or first.startswith(b"{") or any(line.startswith(b"{") for line in others):
         return None
@@ -297,11 +259,3 @@ def sniff(head: bytes) -> str | None:
     if not first.startswith(b'"'):
         return "looks like plain text: write each prompt as a JSON text on its own line"
     return None
-
-
-def _is_cut_by_cr(text: bytes) -> bool:
-    first, _, rest = text.partition(b"\r")
-    with suppress(ValueError, RecursionError):
-        json.loads(first)
-        return rest.strip(b" \t\r") != b""
-    return False

@@ -173,4 +173,4 @@ def test_lines_at_the_edge_of_their_length_are_sent_or_named(tmp_path: Path) -> 
     assert here.run().code == 1
     assert sorted(len(text) for text in here.service.asked.values()) == [5, MAX_LINE_BYTES - 2]
     kinds = {failure["line"]: failure["error"]["message"] for failure in json_lines(here.failures)}
-    assert kinds == {2: "longer than 4 MiB", 4: "not JSON: unexpected end of line inside a text at byte 10"}
+    assert kinds == {2: "longer than 4 MiB", 4: "not JSON: unexpected end of line at byte 10"}

@@ -50,7 +50,7 @@ def test_a_dry_run_says_what_a_run_would_do_and_leaves_no_trace(bench: Bench) ->
     assert ran.stdout.splitlines() == [
         f"in.jsonl   5 records, shape prompt, {size:,} bytes, ids unique",
         "bad lines    1; a run lets them fail and sends the rest",
-        "in.jsonl:2: not JSON: expected a key in double quotes at byte 2",
+        "in.jsonl:2: not JSON: expecting property name enclosed in double quotes at byte 2",
         "model        yandexgpt/latest by yandex, where a record names none",
         "in ledger    0",
         "to send      4",
@@ -153,7 +153,7 @@ def test_check_reads_the_whole_input_and_makes_no_file(bench: Bench) -> None:
         f"in.jsonl   3,004 records, shape prompt, {size:,} bytes, "
         "3,001 of them without an id: lines are known by their number",
         "bad lines    2; a run lets them fail and sends the rest",
-        "in.jsonl:2: not JSON: expected a key in double quotes at byte 2",
+        "in.jsonl:2: not JSON: expecting property name enclosed in double quotes at byte 2",
         "in.jsonl:4: prompt is empty",
         "repeats      2,999 records ask what an earlier one asks; each is sent and paid for",
     ]
