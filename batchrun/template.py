@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import json
 import os
@@ -21,7 +20,8 @@ from batchrun.record import JsonObject, Prompt
 
 FENCE = "+++"
 MISSING = "is not in the record"
-_IN_HEAD = ("system", "model", "schema", "options.temperature", "options.max_tokens")
+_IN_HEAD = "system, model, schema, and under [options] temperature and max_tokens"
+_SCHEMA_IS = "it is a table in the head, or the name of a file of JSON beside the template"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,41 +71,28 @@ def _with_head(path: Path, text: str, head: str) -> Template:
         given: JsonObject = tomllib.loads(head)
     except (ValueError, RecursionError) as error:
         raise UsageProblem(f"{path}: the head is no TOML: {error}", remedy='system = "…" is a line of one') from error
-    options = given.pop("options", {})
-    flat = isinstance(options, dict)
-    given |= {f"options.{name}": value for name, value in options.items()} if flat else {"options": options}
-    for name in given:
-        if name not in _IN_HEAD:
-            alike = difflib.get_close_matches(name, _IN_HEAD, n=1, cutoff=0.5)
-            hint = f"did you mean {alike[0]}?" if alike else f"it may have {', '.join(_IN_HEAD)}"
-            raise UsageProblem(f"{path}: unknown in the head: {shown(name)}", remedy=hint)
     schema = _schema(path, given.pop("schema", None))
-    named = {name.removeprefix("options."): value for name, value in given.items()}
+    options = given.pop("options") if isinstance(given.get("options"), dict) else {}
+    if unknown := given.keys() - {"system", "model"} | options.keys() - {"temperature", "max_tokens"}:
+        raise UsageProblem(f"{path}: unknown in the head: {shown(min(unknown))}", remedy=f"it may have {_IN_HEAD}")
     try:
-        return Template(text, parse(json.dumps({"prompt": text or "-", **named}, default=str).encode()).prompt, schema)
+        line = json.dumps({"prompt": text or "-", **given, **options}, default=str)
+        return Template(text, parse(line.encode()).prompt, schema)
     except (BadLine, ValueError) as bad:
         raise UsageProblem(f"{path}: in the head, {bad}", remedy="mend the head") from bad
 
 
 def _schema(path: Path, given: Any) -> str | None:
     """A JSON Schema as one JSON text: from the head itself, or from a file beside the template."""
-    if isinstance(given, str):
-        path = path.parent / given
-        try:
-            if path.name != given or not path.is_file() or path.stat().st_size > MAX_LINE_BYTES:
-                raise BadLine("not a file of at most 4 MiB beside the template")
-            given = strict_json(path.read_bytes())
-        except (OSError, ValueError, BadLine) as error:
-            reason = str(error) if isinstance(error, BadLine) else "cannot be read"
-            raise UsageProblem(
-                f"{path}: {reason}", remedy="the schema is a file of JSON beside the template"
-            ) from error
-    if not isinstance(given, dict | None):
-        raise UsageProblem(f"{path}: a schema is an object", remedy="a table in the head, or the name of a JSON file")
     try:
-        return None if given is None else json.dumps(given, default=str, allow_nan=False)
-    except ValueError as error:
-        raise UsageProblem(f"{path}: a number of the schema is none of JSON", remedy="mend the schema") from error
+        if isinstance(given, str):
+            given = strict_json(path.with_name(given).read_bytes())
+        if isinstance(given, dict | None):
+            return None if given is None else json.dumps(given, default=str, allow_nan=False)
+    except (OSError, ValueError, BadLine) as error:
+        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
+        raise UsageProblem(f"{path}: the schema cannot be read: {reason}", remedy=_SCHEMA_IS) from error
+    raise UsageProblem(f"{path}: a schema is an object", remedy=_SCHEMA_IS)
 
 
 # --- making prompts ---
