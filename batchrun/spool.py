@@ -24,7 +24,7 @@ from typing import Any, NoReturn, Self
 
 import orjson
 
-from batchrun.check import BLOCK_BYTES, state_of
+from batchrun.check import BLOCK_BYTES, TOO_LONG, state_of
 from batchrun.config import JobConfig
 from batchrun.errors import InputProblem, UsageProblem
 from batchrun.lines import MAX_LINE_BYTES, shown
@@ -198,13 +198,6 @@ def _read(path: Path, read: Callable[[int], bytes], size: int) -> bytes:
 
 # --- tables ---
 
-_COMPLAINTS = (
-    ("field limit", "a cell is longer than 4 MiB; perhaps its quote is not closed"),
-    ("end of data", "a quote is opened here and not closed"),
-    ("new-line", "line ends are CR only: convert the line ends to LF"),
-    ("", "a quote inside a cell in quotes is written twice"),
-)
-
 
 def _rows(path: Path, file: io.BufferedIOBase, delimiter: str, settings: Settings) -> Iterator[bytes]:
     """Each row as an object, on the line on which it begins in the table."""
@@ -212,17 +205,11 @@ def _rows(path: Path, file: io.BufferedIOBase, delimiter: str, settings: Setting
     def refuse(line: int, reason: str, remedy: str = "mend it; nothing was sent") -> NoReturn:
         raise InputProblem(f"{path}:{line}: {reason}", remedy=remedy)
 
-    row_bytes = 0
-
     def lines() -> Iterator[str]:
-        nonlocal row_bytes
         raws = iter(lambda: _read(path, file.readline, MAX_LINE_BYTES + 1), b"")
         for number, raw in enumerate(raws, 1):
             if len(raw) > MAX_LINE_BYTES:
-                refuse(number, "longer than 4 MiB")
-            row_bytes += len(raw)
-            if row_bytes > 2 * MAX_LINE_BYTES:
-                refuse(number, "a row is longer than 8 MiB; perhaps a quote is not closed")
+                refuse(number, TOO_LONG)
             yield raw.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
 
     csv.field_size_limit(MAX_LINE_BYTES)
@@ -235,7 +222,7 @@ def _rows(path: Path, file: io.BufferedIOBase, delimiter: str, settings: Setting
     begins, written = 1, 0
     try:
         for row in reader:
-            line, begins, row_bytes = begins, reader.line_num + 1, 0
+            line, begins = begins, reader.line_num + 1
             if len(row) <= 1 and not "".join(row).strip():
                 continue
             if columns:
@@ -243,25 +230,15 @@ def _rows(path: Path, file: io.BufferedIOBase, delimiter: str, settings: Setting
                 written = line
                 continue
             columns = row
-            if reason := _no_header(columns):
-                refuse(line, reason)
+            names = ", ".join(map(shown, columns))
+            if not all(map(str.strip, columns)) or len({*columns}) < len(columns) or not _is_text("".join(columns)):
+                refuse(line, f"each column needs a name of its own, in UTF-8; these are: {names}")
             if settings.prompt_column is None and settings.template is None:
                 remedy = "--prompt-column NAME, or -t FILE with {{ NAME }}"
-                refuse(line, f"which column is the prompt? There are: {', '.join(map(shown, columns))}", remedy)
+                refuse(line, f"which column is the prompt? There are: {names}", remedy)
     except csv.Error as error:
-        refuse(begins, next(words for complaint, words in _COMPLAINTS if complaint in str(error)))
-
-
-def _no_header(columns: list[str]) -> str | None:
-    """Why these cannot be the names of columns."""
-    if not _is_text("".join(columns)):
-        return "not UTF-8, or a NUL byte: save the table as UTF-8"
-    for place, name in enumerate(columns, 1):
-        if not name.strip():
-            return f"column {place} has no name"
-        if name in columns[: place - 1]:
-            return f"two columns are named '{shown(name)}'"
-    return None
+        is_cr = str(error).startswith("new-line")  # the parser's words for it are for programmers
+        refuse(begins, "line ends are CR only: convert the line ends to LF" if is_cr else f"not CSV: {error}")
 
 
 def _object(columns: list[str], row: list[str]) -> dict[str, Any]:
