@@ -107,8 +107,10 @@ def _parsed(value: Any, reading: Reading) -> Parsed:
         shape = reading.shape or found or Shape.PROMPT
         prompt, meta = _FROM[shape](value)
         if prompt.body is not None and (shape is Shape.INSTRUCT) is not reading.for_instruct:
-            reason, remedy = _OTHER_API[reading.for_instruct]
-            raise BadLine(reason, remedy=f"{remedy}; nothing was sent")
+            remedy = (
+                "--provider yandex-instruct takes these, and no messages (check: --format instruct); nothing was sent"
+            )
+            raise BadLine(f"{shape} is the shape of a request body of the other API", remedy=remedy)
         if prompt.body is not None and reading.model_given:  # the model of another service, most likely
             prompt = prompt._replace(model=None)
     return Parsed(_take_id(meta), prompt, meta)
@@ -158,7 +160,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def _is_model(value: Any) -> bool:
-    return isinstance(value, str) and value.strip() != "" and not _CONTROL.search(value)
+    return isinstance(value, str) and value.strip() != "" and value.isprintable()
 
 
 def _is_limit(value: Any) -> bool:
@@ -170,7 +172,8 @@ def _is_limit_of_a_body(value: Any) -> bool:
     return _is_limit(int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,19}", value) else value)
 
 
-_Rule = tuple[str, Callable[[Any], bool]] | None
+_Rule = tuple[str, Callable[[Any], bool]]
+_ANY: _Rule = ("anything", lambda value: True)  # the service judges it, or what reads it here
 _TEXT: _Rule = ("a text", lambda value: isinstance(value, str))
 _MODEL: _Rule = ("the name of a model", _is_model)
 _TEMPERATURE: _Rule = ("a number from 0 to 1", lambda value: type(value) in (int, float) and 0 <= value <= 1)
@@ -185,15 +188,14 @@ def _in_both_cases(**fields: _Rule) -> dict[str, _Rule]:
 
 
 _OWN = {"system": _TEXT, "model": _MODEL, "temperature": _TEMPERATURE, "max_tokens": _LIMIT}
-_PROMPT_FIELDS = _OWN | {"prompt": None}
-_MESSAGES_FIELDS = _OWN | {"messages": None, "max_completion_tokens": _LIMIT, "response_format": None}
-_MESSAGES_FIELDS |= _in_both_cases(modelUri=_MODEL, completionOptions=_OPTIONS, jsonObject=None, jsonSchema=None)
-_MESSAGES_FIELDS |= _in_both_cases(tools=None, toolChoice=None, parallelToolCalls=None)
-_INSTRUCT_FIELDS = _in_both_cases(requestText=None, instructionText=None, instructionUri=None)
+_PROMPT_FIELDS = _OWN | {"prompt": _ANY}
+_MESSAGES_FIELDS = _OWN | {"messages": _ANY, "max_completion_tokens": _LIMIT, "response_format": _ANY}
+_MESSAGES_FIELDS |= _in_both_cases(modelUri=_MODEL, completionOptions=_OPTIONS, jsonObject=_ANY, jsonSchema=_ANY)
+_MESSAGES_FIELDS |= _in_both_cases(tools=_ANY, toolChoice=_ANY, parallelToolCalls=_ANY)
+_INSTRUCT_FIELDS = _in_both_cases(requestText=_ANY, instructionText=_ANY, instructionUri=_ANY)
 _INSTRUCT_FIELDS |= _in_both_cases(generationOptions=_OPTIONS) | {"model": _MODEL}
 _FIELDS_OF_OPTIONS = _in_both_cases(maxTokens=_LIMIT_OF_A_BODY)
-_FIELDS_OF_OPTIONS |= {"temperature": _TEMPERATURE, "stream": None, "partialResults": None}
-_RULES_OF_OPTIONS = _MESSAGES_FIELDS | _INSTRUCT_FIELDS | _FIELDS_OF_OPTIONS  # also for what stands in the wrong place
+_FIELDS_OF_OPTIONS |= {"temperature": _TEMPERATURE, "stream": _ANY, "partialResults": _ANY}
 _ALL_FIELDS = frozenset(_PROMPT_FIELDS | _MESSAGES_FIELDS | _INSTRUCT_FIELDS)
 _MODEL_URIS = ("modelUri", "model_uri")
 _LIMITS = ("max_tokens", "max_completion_tokens")
@@ -209,10 +211,6 @@ _ELSEWHERE |= dict.fromkeys(("top_k", "stop", "logit_bias", "reasoning_effort"))
 _OPENAI_HARMLESS: JsonObject = _ELSEWHERE | {"n": 1, "stream": False, "logprobs": False}
 _OPENAI_ALONG = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 _NO_COUNTERPART = "has no counterpart here, leave it out"
-_OTHER_API = (
-    ("a request body for --provider yandex-instruct", "give that option (check takes --format instruct)"),
-    ("--provider yandex-instruct takes prompts or its own request bodies, no messages", "leave that option out"),
-)
 ID_FIELDS = ("id", "custom_id", "key")
 _CONTENTS = ("text", "content", "toolCallList", "tool_call_list", "toolResultList", "tool_result_list")
 
@@ -224,37 +222,31 @@ def _split(fields: JsonObject, known: Mapping[str, _Rule], shape: str) -> tuple[
     """
     given, others = {}, {}
     for name, value in fields.items():
-        if name in known:
-            given[name] = value
+        rule = known.get(name)
+        if rule is None:
+            others[name] = value
+            if value is not None:
+                _refuse_a_lost_option(name, value, shape)
             continue
-        others[name] = value
-        if value is None:
-            continue
-        if name in _ELSEWHERE and value not in ([], {}, _ELSEWHERE[name]):
-            raise BadLine(f"{name} {_NO_COUNTERPART}")
-        option = _nearest_option(name, _ALL_FIELDS)
-        if option in _MODEL_URIS and shape == "prompt":
-            option = "model"
-        if option == name:
-            raise BadLine(f"{name} does not go with {shape}")
-        if option:
-            raise BadLine(f"unknown field '{shown(name)}': did you mean '{option}'?")
+        given[name] = value
+        what, fits = rule
+        if value is not None and not fits(value):
+            raise BadLine(f"{name} must be {what}")
+        if value is not None and rule is _OPTIONS:
+            _split(value, _FIELDS_OF_OPTIONS, name)
     return given, others
 
 
-def _check(given: JsonObject, rules: Mapping[str, _Rule]) -> None:
-    for name, value in given.items():
-        rule = rules.get(name)
-        if value is None or rule is None:
-            continue
-        what, fits = rule
-        if not fits(value):
-            raise BadLine(f"{name} must be {what}")
-        if rule is _OPTIONS:
-            _check(value, _RULES_OF_OPTIONS)
-            for unknown in value.keys() - _FIELDS_OF_OPTIONS.keys():
-                if option := _nearest_option(unknown, frozenset(_FIELDS_OF_OPTIONS)):
-                    raise BadLine(f"unknown field '{shown(unknown)}' in {name}: did you mean '{option}'?")
+def _refuse_a_lost_option(name: str, value: Any, shape: str) -> None:
+    if name in _ELSEWHERE and value not in ([], {}, _ELSEWHERE[name]):
+        raise BadLine(f"{name} {_NO_COUNTERPART}")
+    option = _nearest_option(name, _ALL_FIELDS)
+    if option in _MODEL_URIS and shape == "prompt":
+        option = "model"
+    if option == name:
+        raise BadLine(f"{name} does not go with {shape}")
+    if option:
+        raise BadLine(f"unknown field '{shown(name)}': did you mean '{option}'?")
 
 
 # --- shapes: each gives what is asked, and the fields that only travel along --------------------------------
@@ -287,13 +279,10 @@ def _from_fields(value: Any, reading: Reading) -> _Asked:
 
 
 def _from_prompt(fields: JsonObject) -> _Asked:
-    if fields.get("messages") is not None and "prompt" in fields:
-        raise BadLine("both prompt and messages: keep one")
     given, meta = _split(fields, _PROMPT_FIELDS, "prompt")
     if "prompt" not in given:
         raise _no_prompt(fields)
     text = _checked_text(given.pop("prompt"), "prompt")
-    _check(given, _PROMPT_FIELDS)
     if given.get("temperature") is not None:
         given["temperature"] = float(given["temperature"])  # 0 and 0.0 make the same request
     return Prompt(text, **given), meta
@@ -304,8 +293,7 @@ def _no_prompt(fields: JsonObject) -> BadLine:
     texts = [name for name, value in fields.items() if isinstance(value, str) and name.isidentifier()]
     best = shown(max(texts, key=lambda name: len(fields[name]), default=""))
     remedy = f"--prompt-column {best}, or -t FILE with {{{{ {best} }}}}; nothing was sent" if best else None
-    reason = f"no prompt; fields here: {names_of(fields)}" if fields else "no prompt; the object is empty"
-    return BadLine(reason, remedy=remedy)
+    return BadLine(f"no prompt; fields here: {names_of(fields)}", remedy=remedy)
 
 
 def _from_messages(fields: JsonObject) -> _Asked:
@@ -322,7 +310,6 @@ def _of_messages(given: JsonObject, called: str = "messages") -> Prompt:
     if not isinstance(messages, list) or not messages:
         raise BadLine(f"{called} must be a list of at least one message")
     given["messages"] = [_message(message, place) for place, message in enumerate(messages, 1)]
-    _check(given, _MESSAGES_FIELDS)
     limits = [given.pop(name, None) for name in _LIMITS]
     options = {name: given.pop(name, None) for name in ("system", "model", "temperature")}
     if options["system"] is not None and any(each["role"] == "system" for each in given["messages"]):
@@ -368,16 +355,11 @@ def _from_openai(line: JsonObject) -> _Asked:
         raise BadLine("method must be POST")
     if not str(meta.pop("url", None) or "/chat/completions").endswith("/chat/completions"):
         raise BadLine("url must be /v1/chat/completions: nothing else can be asked here")
-    given = {}
-    for name, value in body.items():
-        if name in _MESSAGES_FIELDS:
-            given[name] = value
-        elif name in _OPENAI_ALONG:
-            meta[name] = value
-        elif value not in (None, [], {}, _OPENAI_HARMLESS.get(name)):
-            option = _nearest_option(name, frozenset(_MESSAGES_FIELDS))
-            raise BadLine(f"body.{shown(name)}: " + (f"did you mean '{option}'?" if option else _NO_COUNTERPART))
-    return _of_messages(given), meta
+    given, along = _split(body, _MESSAGES_FIELDS, "body")
+    for name, value in along.items():
+        if name not in _OPENAI_ALONG and value not in (None, [], {}, _OPENAI_HARMLESS.get(name)):
+            raise BadLine(f"body.{shown(name)} {_NO_COUNTERPART}")
+    return _of_messages(given), along | meta
 
 
 def _from_dataset(fields: JsonObject) -> _Asked:
@@ -392,7 +374,6 @@ def _from_dataset(fields: JsonObject) -> _Asked:
 def _from_instruct(fields: JsonObject) -> _Asked:
     given, meta = _split(fields, _INSTRUCT_FIELDS, "requestText")
     _checked_text(given.get("requestText", given.get("request_text")), "requestText")
-    _check(given, _INSTRUCT_FIELDS)
     return Prompt(None, given), meta
 
 
@@ -409,7 +390,7 @@ _FROM: dict[Shape, Callable[[Any], _Asked]] = {
 
 def names_of(fields: JsonObject) -> str:
     """What a message says of the fields that are there."""
-    names = ", ".join(shown(name) for name in [*fields][:8])
+    names = ", ".join(shown(name) for name in [*fields][:8]) or "none"
     return f"{names}, …" if len(fields) > 8 else names
 
 

@@ -38,7 +38,7 @@ BAD_LINES = {
     b"{'prompt': 'a'}": "not JSON: expecting property name enclosed in double quotes",
     b'{"prompt": "a"} // why': "not JSON: extra data",
     b'{"sku": 1}': "no prompt; fields here: sku",
-    b'{"prompt": "a", "messages": []}': "both prompt and messages",
+    b'{"prompt": "a", "messages": []}': "messages does not go with prompt",
     b'{"prompt": ""}': "prompt is empty",
     b'{"prompt": " "}': "prompt is empty",
     b'{"messages": [{"role": "user", "text": "a"}]}': "a line of shape messages, in a file of shape prompt",
@@ -62,7 +62,7 @@ BAD_MESSAGES = {
     b'{"messages": [{"role": "user", "text": 7}]}': "message 1: text must be a text",
     b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}': "parts of content must be of type text",
     b'{"messages": [%s], "temprature": 0}' % MESSAGE: "did you mean 'temperature'?",
-    b'{"messages": [%s], "completionOptions": {"maxToken": 9}}' % MESSAGE: "did you mean 'maxTokens'?",
+    b'{"messages": [%s], "completionOptions": {"maxToken": 9}}' % MESSAGE: "did you mean 'max_tokens'?",
     b'{"messages": [%s], "prompt": "a"}' % MESSAGE: "a line of shape prompt, in a file of shape messages",
     b'{"requestText": "a"}': "a line of shape instruct, in a file of shape messages",
 }
@@ -72,8 +72,8 @@ BATCH = (
 BAD_BATCH_LINES = {
     BATCH % (b"POST", b"embeddings", b""): "url must be /v1/chat/completions",
     BATCH % (b"GET", b"chat/completions", b""): "method must be POST",
-    BATCH % (b"POST", b"chat/completions", b', "n": 2'): "body.n: has no counterpart here",
-    BATCH % (b"POST", b"chat/completions", b', "max_token": 9'): "body.max_token: did you mean 'max_tokens'?",
+    BATCH % (b"POST", b"chat/completions", b', "n": 2'): "body.n has no counterpart here",
+    BATCH % (b"POST", b"chat/completions", b', "max_token": 9'): "did you mean 'max_tokens'?",
     b'{"custom_id": "x", "method": "POST", "body": {}}': "messages must be a list",
 }
 MOST_BAD_LINES = 10

@@ -357,8 +357,8 @@ def test_a_message_is_text_or_tool_calls_or_tool_results(message: JsonObject) ->
             id="21: 8 names",
         ),
         pytest.param({"x" * 50: 1, "a\nb": 1}, f"no prompt; fields here: {'x' * 40}…, a\\nb", id="21: odd names"),
-        pytest.param({}, "no prompt; the object is empty", id="21: nothing"),
-        pytest.param({"prompt": "a", "messages": HELLO}, "both prompt and messages: keep one", id="21: both"),
+        pytest.param({}, "no prompt; fields here: none", id="21: nothing"),
+        pytest.param({"prompt": "a", "messages": HELLO}, "messages does not go with prompt", id="21: both"),
         pytest.param({"prompt": ""}, "prompt is empty", id="22: empty"),
         pytest.param({"prompt": " \n\u00a0"}, "prompt is empty", id="22: blank"),
         pytest.param({"prompt": None}, "prompt must be a text", id="22: null"),
@@ -535,8 +535,9 @@ SAY = {"messages": HELLO}
         (SAY | {"temperature": 0, "completionOptions": {}}, "both temperature and completionOptions: keep one"),
         (SAY | {"response_format": {}, "jsonObject": True}, "both response_format and jsonObject: keep one"),
         ({"messages": [{"role": "system", "text": "a"}], "system": "b"}, "both system and a message of that role"),
-        (SAY | {"completionOptions": {"temprature": 0}}, "'temprature' in completionOptions: did you mean 'temperat"),
-        (SAY | {"completionOptions": {"max_token": 0}}, "'max_token' in completionOptions: did you mean 'maxTokens'?"),
+        (SAY | {"completionOptions": {"temprature": 0}}, "unknown field 'temprature': did you mean 'temperature'?"),
+        (SAY | {"completionOptions": {"max_token": 0}}, "unknown field 'max_token': did you mean 'max_tokens'?"),
+        (SAY | {"completionOptions": {"model": "m"}}, "model does not go with completionOptions"),
         (SAY | {"temprature": 0}, "did you mean 'temperature'?"),
         (SAY | {"top_p": 0.9}, "top_p"),
         (SAY | {"reasoning_effort": "low"}, "reasoning_effort"),
@@ -553,9 +554,9 @@ def test_what_cannot_be_asked_here_is_refused(body: JsonObject, reason: str) -> 
     [
         ({"url": "/v1/embeddings"}, "url must be /v1/chat/completions"),
         ({"method": "GET"}, "method must be POST"),
-        ({"body": {**SAY, "n": 2}}, "body.n: has no counterpart here"),
-        ({"body": {**SAY, "seed": 7}}, "body.seed: has no counterpart here"),
-        ({"body": {**SAY, "temprature": 0}}, "body.temprature: did you mean 'temperature'?"),
+        ({"body": {**SAY, "n": 2}}, "body.n has no counterpart here"),
+        ({"body": {**SAY, "seed": 7}}, "body.seed has no counterpart here"),
+        ({"body": {**SAY, "temprature": 0}}, "unknown field 'temprature': did you mean 'temperature'?"),
         ({"body": {"model": "m"}}, "messages must be a list"),
         ({"body": {}}, "messages must be a list"),
     ],
@@ -566,10 +567,9 @@ def test_a_batch_line_that_cannot_be_asked_here_is_refused(batch: JsonObject, re
 
 
 def test_what_a_batch_line_says_to_the_service_alone_travels_along() -> None:
-    body = {**SAY, "user": "u", "metadata": {"a": 1}, "n": 1, "top_p": 1.0, "stop": [], "stream": False, "seed": None}
-    assert parse(line(custom_id="c", url="/chat/completions", body=body, lang="ru")) == Parsed(
-        "c", Prompt(None, SAY), {"lang": "ru", "user": "u", "metadata": {"a": 1}}
-    )
+    along = {"user": "u", "metadata": {"a": 1}, "n": 1, "top_p": 1.0, "stop": [], "stream": False, "seed": None}
+    asked = parse(line(custom_id="c", url="/chat/completions", body={**SAY, **along, "custom_id": None}, user="v"))
+    assert asked == Parsed("c", Prompt(None, SAY), {**along, "user": "v"})
 
 
 def test_a_model_named_on_the_command_line_goes_before_that_of_another_service() -> None:
