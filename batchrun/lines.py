@@ -69,16 +69,19 @@ class LineSplitter:
 
     def feed(self, block: bytes) -> list[Line]:
         """The lines that end in this block."""
-        first, *others = block.split(b"\n")
-        if not others:
-            self._hold(first)
-            return []
-        lines, rest = [self._line(first)], others.pop()
-        number, offset = self.position
-        for raw in others:  # whole lines of one block: nothing to join, and no BOM
+        *ended, rest = block.split(b"\n")
+        lines, (number, offset) = list[Line](), self.position
+        for raw in ended:
             size = len(raw)
-            too_long = size > MAX_LINE_BYTES
-            lines.append(Line(number, offset, b"" if too_long else raw.removesuffix(b"\r"), too_long))
+            if self._held_bytes:  # it began in an earlier block
+                self._hold(raw)
+                raw, size = b"".join(self._held), self._held_bytes
+                self._held, self._held_bytes = [], 0
+            if too_long := size > MAX_LINE_BYTES:
+                raw = b""
+            elif offset == 0 and raw.startswith(_BOM):
+                raw, offset, size = raw[len(_BOM) :], len(_BOM), size - len(_BOM)
+            lines.append(Line(number, offset, raw.removesuffix(b"\r"), too_long))
             number, offset = number + 1, offset + size + 1
         self.position = number, offset
         self._hold(rest)
@@ -86,7 +89,7 @@ class LineSplitter:
 
     def end(self) -> list[Line]:
         """The last line, when no LF ends it."""
-        return [self._line(b"")] if self._held_bytes else []
+        return self.feed(b"\n") if self._held_bytes else []
 
     def _hold(self, piece: bytes) -> None:
         self._held_bytes += len(piece)
@@ -94,16 +97,6 @@ class LineSplitter:
             self._held.clear()
         else:
             self._held.append(piece)
-
-    def _line(self, end: bytes) -> Line:
-        self._hold(end)
-        raw, size, (number, offset) = b"".join(self._held), self._held_bytes, self.position
-        self._held.clear()
-        self._held_bytes = 0
-        self.position = number + 1, offset + size + 1
-        if offset == 0 and raw.startswith(_BOM):
-            raw, offset = raw[len(_BOM) :], len(_BOM)
-        return Line(number, offset, raw.removesuffix(b"\r"), size > MAX_LINE_BYTES)
 
 
 def digest(raw: bytes) -> bytes:
