@@ -89,7 +89,7 @@ def parse(raw: bytes, reading: Reading = AS_EACH_IS) -> Parsed:
 def _are_plain(names: tuple[str, ...]) -> bool:
     """Whether a record of these fields is a prompt without options, and with no field that was meant as one."""
     return "prompt" in names and not any(
-        name in _ELSEWHERE or _nearest_option(name, _ALL_FIELDS) for name in names if name != "prompt"
+        name in _ELSEWHERE or _nearest_option(name) for name in names if name != "prompt"
     )
 
 
@@ -240,7 +240,7 @@ def _split(fields: JsonObject, known: Mapping[str, _Rule], shape: str) -> tuple[
 def _refuse_a_lost_option(name: str, value: Any, shape: str) -> None:
     if name in _ELSEWHERE and value not in ([], {}, _ELSEWHERE[name]):
         raise BadLine(f"{name} {_NO_COUNTERPART}")
-    option = _nearest_option(name, _ALL_FIELDS)
+    option = _nearest_option(name)
     if option in _MODEL_URIS and shape == "prompt":
         option = "model"
     if option == name:
@@ -449,21 +449,23 @@ def _folded(name: str) -> str:
     return re.sub(r"[_\-. ]", "", name).lower()
 
 
+_FOLDED = {_folded(name): name for name in sorted(_ALL_FIELDS, key=lambda name: ("_" not in name, name))}
+_LONGEST = max(map(len, _FOLDED)) + 6
+
+
 @lru_cache(maxsize=4096)  # the same few names stand on every line
-def _nearest_option(name: str, options: frozenset[str]) -> str | None:
+def _nearest_option(name: str) -> str | None:
     """The option a field's name is or was surely meant to be; ``None`` for an ordinary word."""
-    if name in options:
+    if name in _ALL_FIELDS:
         return name
-    known = {_folded(option): option for option in sorted(options, key=lambda option: ("_" not in option, option))}
-    longest = max(map(len, known)) + 6
-    if name == "message" or not 4 <= len(name) <= longest:  # "message" is a usual column, though close to an option
+    if name == "message" or not 4 <= len(name) <= _LONGEST:  # "message" is a usual column, though close to an option
         return None
     folded = _folded(name)
-    for option in known:
+    for option in _FOLDED:
         if sorted(folded) == sorted(option):  # another case, a missing underscore, two letters swapped
-            return known[option]
+            return _FOLDED[option]
     cutoff = 0.87 if len(folded) >= 8 else 0.9  # modelUrl is close enough, mode is not
-    for close in difflib.get_close_matches(folded, known, n=1, cutoff=cutoff):
-        if not re.fullmatch(re.escape(known[close]) + r"(s|[_\-. \dA-Z].*)", name):  # models, temperature_c
-            return known[close]
+    for close in difflib.get_close_matches(folded, _FOLDED, n=1, cutoff=cutoff):
+        if not re.fullmatch(re.escape(_FOLDED[close]) + r"(s|[_\-. \dA-Z].*)", name):  # models, temperature_c
+            return _FOLDED[close]
     return None
