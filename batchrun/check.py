@@ -226,8 +226,6 @@ def _judge(path: Path, found: Checked, *, strict: bool, of_failures: bool) -> No
         remedy = "--strict refuses the whole input; nothing was sent"
     elif of_failures and found.bad < found.records:
         return
-    elif of_failures and found.bad:
-        remedy = "no record of it can be read: were its prompts made with -t or --prompt-column? nothing was sent"
     elif found.remedy is not None:
         remedy = found.remedy
     elif found.bad > max(MAX_BAD, MAX_BAD_SHARE * found.records):
