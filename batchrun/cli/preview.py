@@ -6,10 +6,10 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from typing import Any
 
 from batchrun.check import Source, is_record, read_lines
 from batchrun.config import JobConfig
+from batchrun.export import messages_of
 from batchrun.intake import open_input, settle_input
 from batchrun.lines import BadLine
 from batchrun.pacing import HOUR_S
@@ -69,14 +69,14 @@ def _of_input(config: JobConfig, source: Source) -> Iterator[str]:
         who = "1 record asks" if found.repeats == 1 else f"{found.repeats:,} records ask"
         yield f"repeats      {who} what an earlier one asks; each is sent and paid for"
     if found.first_nul is not None:
-        yield f"NUL          line {found.first_nul:,} is the first with this character (\\u0000); it is sent as it is"
+        yield f"NUL          line {found.first_nul:,} is the first with this character (\\u0000); it is taken as it is"
 
 
 def _of_job(config: JobConfig, ledger: Ledger, source: Source, now: float) -> Iterator[str]:
     records = characters = 0
     for prompt in _to_send(ledger, source):
         records += 1
-        characters += _characters(prompt, config.settings.system or "")
+        characters += sum(len(message.get("text", "")) for message in messages_of(prompt, config.settings))
     summary = summarize(ledger, total=0)  # of what has a row
     rows = sum(summary.counts.values())
     yield f"model        {config.settings.model} by {config.settings.provider}, where a record names none"
@@ -97,13 +97,3 @@ def _to_send(ledger: Ledger, source: Source) -> Iterator[Prompt]:
         if row is None or row.state is State.NEW:
             with suppress(BadLine):
                 yield source.parse(line.raw).prompt
-
-
-def _characters(prompt: Prompt, system: str) -> int:
-    """Of all texts of a request; ``system`` stands where it has none of its own."""
-    body: dict[str, Any] = prompt.body or {}
-    messages = body.get("messages", [])
-    texts = [prompt.text, body.get("requestText"), *(message.get("text") for message in messages)]
-    if not any(message["role"] == "system" for message in messages):
-        texts.append(system if prompt.system is None else prompt.system)
-    return sum(len(text) for text in texts if text)
