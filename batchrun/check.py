@@ -77,7 +77,7 @@ class Checked:
 
     ``messages`` names the first bad lines; ``first`` and ``first_bad`` are the (line, offset) of the first record and
     of the first bad one. ``remedy``: what to do about the first record, if that is bad. ``repeats``: records that ask
-    what an earlier one asks. ``first_nul``: the line of the first with a NUL in what it asks.
+    what an earlier one asks. ``first_nul``: the line of the first with an escaped NUL.
     """
 
     end: int
@@ -208,16 +208,12 @@ def _good_records(
             if len(found.messages) < MAX_MESSAGES:
                 found.messages.append(f"{path}:{number}: {bad}")
             continue
-        if prompt.text is not None:
-            asked, has_nul = hash(prompt), "\0" in prompt.text or "\0" in (prompt.system or "")
-        else:
-            request = orjson.dumps(prompt._asdict(), option=orjson.OPT_SORT_KEYS)
-            asked, has_nul = hash(request), rb"\u0000" in request.replace(rb"\\", b"")
-        if has_nul and found.first_nul is None:
+        if found.first_nul is None and rb"\u0000" in raw.replace(rb"\\", b""):
             found.first_nul = number
         found.without_id += id is None
         name = identity(id)
-        yield name, asked, (number, offset, len(raw), name, digest(raw)) if with_entries else None
+        asked = prompt if prompt.body is None else orjson.dumps(prompt._asdict(), option=orjson.OPT_SORT_KEYS)
+        yield name, hash(asked), (number, offset, len(raw), name, digest(raw)) if with_entries else None
 
 
 def _judge(path: Path, found: Checked, *, strict: bool, of_failures: bool) -> None:

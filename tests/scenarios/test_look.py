@@ -183,7 +183,7 @@ BODY = {"messages": [{"role": "user", "content": "a"}]}
         (["a", 1, 2, 3], ("--limit", "1"), "1 record, shape string, 4 bytes"),
         ([], (), "in.jsonl   0 records\n"),
         (["a", "b", "a"], (), "repeats      1 record asks what an earlier one asks; each is sent and paid for\n"),
-        (["a\0b", "\0"], (), "NUL          line 1 is the first with this character (\\u0000); it is sent as it is\n"),
+        (["a\0b", "\0"], (), "NUL          line 1 is the first with this character (\\u0000); it is taken as it is\n"),
         (["a", *range(22)] + ["b"] * 2200, (), "… and 2 more\n"),
     ],
 )

@@ -122,7 +122,7 @@ ALIKE: dict[str, tuple[list[object], int, int | None]] = {
     "a NUL in a body": ([{"messages": [{"role": "user", "text": text}]} for text in ("a", "\\\0")], 0, 2),
     "no NUL": (["\\u0000", "u0000"], 0, None),
     "no NUL in a body": ([{"messages": [{"role": "user", "text": "\\u0000"}]}], 0, None),
-    "a NUL that is not asked": ([{"prompt": "a", "note": "\0"}], 0, None),
+    "a NUL that travels along": ([{"prompt": "a", "note": "\0"}], 0, 1),
 }
 
 
