@@ -20,7 +20,7 @@ from contextlib import suppress
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import IO, Any, NoReturn, Self
 
 import orjson
 
@@ -81,19 +81,18 @@ class Spool:
         self._settings = config.settings
         self._is_new = False
         self.source = _made_of(config.input, fd, config.settings)
-        if self.source is not None and not for_good:
-            with writing(Path("TMPDIR")):
-                self._part = Path(tempfile.gettempdir(), f"batchrun-{os.getpid()}")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, failed: object, *_: object) -> None:
         """Leave no copy behind that was not kept, and none of an input that needs none."""
+        if not self._for_good:
+            return
         with suppress(OSError):
             if self.source is not None:
                 self._part.unlink(missing_ok=True)
-            elif self._for_good and not failed:
+            elif not failed:
                 self._path.unlink()
 
     def read_instead(self, fd: int, known_source: str | None, known_state: tuple[int | None, ...]) -> None:
@@ -121,22 +120,22 @@ class Spool:
     def _fill(self, fd: int) -> int:
         """Make a new copy and let ``fd`` be its. Returns its size."""
         path, at = self._input, 0
-        with writing(self._part):
-            self._part.unlink(missing_ok=True)  # of a run that was killed here
-            copy = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            try:
-                if not self._for_good:
-                    self._part.unlink()  # only what is open is needed
-                for block in _blocks(path, fd, self._settings):
-                    write_at(copy, block, at)
-                    at += len(block)
-                sync(copy)
-                if _made_of(path, fd, self._settings) != self.source:
-                    raise InputProblem(f"{path} was changed while it was read", remedy="run again when it is at rest")
-                os.dup2(copy, fd, inheritable=False)
-            finally:
-                os.close(copy)
+        with writing(self._part if self._for_good else Path("TMPDIR")), self._new_file() as copy:
+            for block in _blocks(path, fd, self._settings):
+                write_at(copy.fileno(), block, at)
+                at += len(block)
+            sync(copy.fileno())
+            if _made_of(path, fd, self._settings) != self.source:
+                raise InputProblem(f"{path} was changed while it was read", remedy="run again when it is at rest")
+            os.dup2(copy.fileno(), fd, inheritable=False)
         return at
+
+    def _new_file(self) -> IO[bytes]:
+        if not self._for_good:
+            return tempfile.TemporaryFile()
+        self._part.unlink(missing_ok=True)  # of a run that was killed here
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.fdopen(os.open(self._part, flags, 0o600), "r+b")
 
     def keep(self) -> None:
         """The new copy has passed: it takes its place, durably, before the ledger says so.
