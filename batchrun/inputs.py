@@ -107,10 +107,8 @@ def _parsed(value: Any, reading: Reading) -> Parsed:
         shape = reading.shape or found or Shape.PROMPT
         prompt, meta = _FROM[shape](value)
         if prompt.body is not None and (shape is Shape.INSTRUCT) is not reading.for_instruct:
-            remedy = (
-                "--provider yandex-instruct takes these, and no messages (check: --format instruct); nothing was sent"
-            )
-            raise BadLine(f"{shape} is the shape of a request body of the other API", remedy=remedy)
+            remedy = "instruct is for --provider yandex-instruct (check: --format instruct), messages for the others"
+            raise BadLine(f"a request body of shape {shape}, for the other API", remedy=f"{remedy}; nothing was sent")
         if prompt.body is not None and reading.model_given:  # the model of another service, most likely
             prompt = prompt._replace(model=None)
     return Parsed(_take_id(meta), prompt, meta)
