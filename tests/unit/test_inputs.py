@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import sys
 import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
@@ -238,6 +239,16 @@ def test_numbers_that_fit_are_kept(number: str) -> None:
 
 def test_64_levels_are_accepted() -> None:
     assert parse(b'{"prompt":"a","x":' + b"[" * 63 + b"]" * 63 + b"}").prompt == Prompt("a")
+
+
+def test_too_many_levels_are_refused_however_many_python_can_take() -> None:
+    """Fails if only the fast parser's values are looked through: it refuses what is deeper than 1024 levels."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(9000)
+    try:
+        assert refusal(b"[" * 1500 + b"]" * 1500).reason == "nested deeper than 64 levels"
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def test_a_reason_never_holds_the_prompt() -> None:

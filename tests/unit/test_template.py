@@ -112,7 +112,8 @@ def test_a_schema_may_stand_in_a_file_beside_the_template(tmp_path: Path) -> Non
             "a file of JSON beside the template",
             id="schema file",
         ),
-        pytest.param('+++\nschema = "../s.json"\n+++\n', "the schema cannot be read", "", id="schema elsewhere"),
+        pytest.param('+++\nschema = "../HERE/s.json"\n+++\n', "the schema cannot be read", "", id="schema elsewhere"),
+        pytest.param("+++\n[options]\ntop = 1\n+++\n", "unknown in the head: top", "", id="option"),
         pytest.param("+++\nschema = {least = nan}\n+++\n", "the schema cannot be read", "", id="NaN in a schema"),
         pytest.param("{% for %}", "t.j2:1: ", "mend the template", id="syntax"),
         pytest.param("{{ a | nonsense }}", "t.j2:1: No filter named 'nonsense'", "", id="filter"),
@@ -121,7 +122,8 @@ def test_a_schema_may_stand_in_a_file_beside_the_template(tmp_path: Path) -> Non
     ],
 )
 def test_what_is_wrong_with_a_template_is_said(tmp_path: Path, text: str, cause: str, remedy: str) -> None:
-    (tmp_path / "t.j2").write_text(text)
+    (tmp_path / "t.j2").write_text(text.replace("HERE", tmp_path.name))
+    (tmp_path / "s.json").write_text("{}")
     with pytest.raises(UsageProblem) as told:
         read_template(tmp_path / "t.j2")
     assert cause in told.value.cause
