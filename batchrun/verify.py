@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import stat
-import zlib
-from array import array
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from batchrun.check import is_record, read_lines
 from batchrun.lines import digest
-from batchrun.record import State
-from batchrun.storage.ledger import Ledger
-from batchrun.storage.results import lines_of
-from batchrun.tail import result_in
+from batchrun.storage.ledger import Ledger, Written
+from batchrun.storage.results import Results, lines_of
 
 MAX_NAMED = 20
-NO_MORE = math.inf, 0
+NO_MORE = Written(sys.maxsize, 0, 0), ""
 GONE = "in the ledger, and no longer in the input"
 
 
@@ -65,13 +61,10 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
-    """Walk lines and answered records side by side: only what is not met where it should be stays in memory."""
+    """Walk lines and answers side by side: each line is to be, byte for byte, the one that was written at its place."""
     committed = ledger.job().out_committed
-    places = ((row.written.offset, row.seq) for row in ledger.rows_done() if row.written is not None)
-    next_at, next_seq = next(places, NO_MORE)
-    missing: set[int] = set()  # the records whose line should have come by now
-    odd = array("q")  # line number, then the record it may be; judged when it is known which records have their line
-    moved = 0  # the first line that is not where it was written
+    answers = ((row.written, row.named) for row in ledger.rows_done() if row.written is not None)
+    written, named = next(answers, NO_MORE)
     with open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size
         found.uncommitted_bytes = max(0, size - committed)
@@ -79,41 +72,18 @@ def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
             found.differ(f"{path}: {committed - size:,} bytes are missing at the end")
         for number, (offset, data) in enumerate(lines_of(file.fileno(), 0, committed), 1):
             found.output_lines += 1
-            seq, at, is_as_written = _claim(ledger, data)
-            while next_at <= max(offset, at):
-                missing.add(next_seq)
-                if next_at == offset and not seq:
-                    seq = next_seq
-                next_at, next_seq = next(places, NO_MORE)
-            if not is_as_written:
-                odd.extend((number, seq))
-            elif seq in missing:
-                missing.remove(seq)
-                if not moved and at != offset:
-                    moved = number
-            else:
-                line = ledger.row(seq).place.line
-                found.differ(f"{path}:{number}: line {line} of the input is answered twice")
-    missing.update(seq for _, seq in ((next_at, next_seq), *places) if seq)
-    for number, seq in zip(odd[::2], odd[1::2], strict=True):
-        if seq in missing:
-            missing.remove(seq)
-            found.differ(f"{path}:{number}: changed since it was written; it answers {ledger.row(seq).named}")
-        else:
-            found.differ(f"{path}:{number}: not written by this job")
-    for row in ledger.rows_done():
-        if row.seq in missing:
-            found.differ(f"{path}: the answer to {row.named} is missing")
-    if moved and not found.differences:  # else that is what moved them
-        found.differ(f"{path}:{moved}: from here on, lines are not in the order in which they were written")
-
-
-def _claim(ledger: Ledger, data: bytes) -> tuple[int, int, bool]:
-    """The record that a line says it answers (0: none), where its answer was written, and whether this line is it."""
-    row = ledger.row_of_operation(result_in(data).get("operation_id", ""))
-    if row is None or row.state is not State.DONE or row.written is None:
-        return 0, 0, False
-    return row.seq, row.written.offset, row.written.crc32 == zlib.crc32(data)
+            while written.offset < offset:
+                found.differ(f"{path}: the answer to {named} is not where it was written")
+                written, named = next(answers, NO_MORE)
+            if written.offset != offset:
+                found.differ(f"{path}:{number}: no line was written at this place")
+                continue
+            if written != Results.place(data, offset):
+                found.differ(f"{path}:{number}: not the answer to {named}, as it was written here")
+            written, named = next(answers, NO_MORE)
+    while named:
+        found.differ(f"{path}: the answer to {named} is not where it was written")
+        written, named = next(answers, NO_MORE)
 
 
 def _compare_input(ledger: Ledger, path: Path, found: Findings) -> None:

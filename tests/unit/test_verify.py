@@ -81,67 +81,65 @@ def test_bytes_behind_the_last_commit_are_counted_and_no_difference(books: Books
 # --- the output ---
 
 Edit = Callable[[list[bytes]], list[bytes]]
+ALIEN = b'{"operation_id":"of-another-job"}'.ljust(ANSWER_BYTES - 1) + b"\n"
+WRITTEN = [seq for seq in range(RECORDS - 1, 0, -1) if seq != 17]  # line 1 of the output answers line 39 of the input
+
+
+def not_as_written(first: int, last: int) -> list[str]:
+    """Lines of the output that stand where another was written."""
+    return [
+        f"out.jsonl:{number}: not the answer to line {WRITTEN[number - 1]} of the input (id r{WRITTEN[number - 1]}), "
+        "as it was written here"
+        for number in range(first, last + 1)
+    ]
+
+
+def not_there(*seqs: int) -> list[str]:
+    return [f"out.jsonl: the answer to line {seq} of the input (id r{seq}) is not where it was written" for seq in seqs]
+
+
 OUTPUTS: dict[str, tuple[Edit, list[str]]] = {
-    # line 1 of the output answers line 39 of the input, line 2 line 38 and so on
     "a changed text": (
         lambda lines: [lines[0].replace(b"answer 039", b"answer 093"), *lines[1:]],
-        ["out.jsonl:1: changed since it was written; it answers line 39 of the input (id r39)"],
+        not_as_written(1, 1),
     ),
     "a flipped bit that is no JSON any more": (
         lambda lines: [lines[0], lines[1].replace(b"{", b"z"), *lines[2:]],
-        ["out.jsonl:2: changed since it was written; it answers line 38 of the input (id r38)"],
+        not_as_written(2, 2),
     ),
-    "a line for another, of the same length": (
-        lambda lines: [lines[0], lines[0], *lines[2:]],
-        [
-            "out.jsonl:2: line 39 of the input is answered twice",
-            "out.jsonl: the answer to line 38 of the input (id r38) is missing",
-        ],
+    "a longer text and the next one shorter": (
+        lambda lines: [lines[0][:-1] + b" \n", lines[1][:-2] + b"\n", *lines[2:]],
+        [*not_as_written(1, 1), *not_there(38), "out.jsonl:2: no line was written at this place"],
     ),
+    "a line for another, of the same length": (lambda lines: [lines[0], lines[0], *lines[2:]], not_as_written(2, 2)),
     "two lines that changed places": (
         lambda lines: [*lines[:3], lines[4], lines[3], *lines[5:]],
-        ["out.jsonl:4: from here on, lines are not in the order in which they were written"],
+        not_as_written(4, 5),
     ),
-    "its lines in the opposite order": (
-        lambda lines: lines[::-1],
-        ["out.jsonl:1: from here on, lines are not in the order in which they were written"],
-    ),
-    "its first line at the end": (
-        lambda lines: [*lines[1:], lines[0]],
-        ["out.jsonl:1: from here on, lines are not in the order in which they were written"],
-    ),
-    "a line that is there twice, the second time in front of its place": (
+    "its lines in the opposite order": (lambda lines: lines[::-1], not_as_written(1, 38)),
+    "its first line at the end": (lambda lines: [*lines[1:], lines[0]], not_as_written(1, 38)),
+    "a line in front of the place where it stands as well": (
         lambda lines: [lines[9], *lines[1:]],
-        [
-            "out.jsonl:10: line 30 of the input is answered twice",
-            "out.jsonl: the answer to line 39 of the input (id r39) is missing",
-        ],
+        not_as_written(1, 1),
     ),
-    "a foreign line in the place of another": (
-        lambda lines: [*lines[:5], b'{"operation_id":"of-another-job"}'.ljust(ANSWER_BYTES - 1) + b"\n", *lines[6:]],
-        ["out.jsonl:6: changed since it was written; it answers line 34 of the input (id r34)"],
+    "a line that is there twice": (lambda lines: [*lines[:9], *lines[8:]], not_as_written(10, 38)),
+    "a foreign line in the place of another": (lambda lines: [*lines[:5], ALIEN, *lines[6:]], not_as_written(6, 6)),
+    "a foreign line in front": (lambda lines: [ALIEN, *lines], not_as_written(1, 38)),
+    "two lines made one": (
+        lambda lines: [*lines[:2], lines[2].replace(b"\n", b" "), *lines[3:]],
+        [*not_as_written(3, 3), *not_there(36)],
     ),
-    "a foreign line in front": (
-        lambda lines: [b'{"operation_id":"of-another-job"}'.ljust(ANSWER_BYTES - 1) + b"\n", *lines],
-        ["out.jsonl:1: not written by this job", "out.jsonl: the answer to line 1 of the input (id r1) is missing"],
+    "one line made two": (
+        lambda lines: [*lines[:2], lines[2].replace(b" ", b"\n", 1), *lines[3:]],
+        [*not_as_written(3, 3), "out.jsonl:4: no line was written at this place"],
     ),
     "the last line is gone": (
         lambda lines: lines[:-1],
-        [
-            f"out.jsonl: {ANSWER_BYTES} bytes are missing at the end",
-            "out.jsonl: the answer to line 1 of the input (id r1) is missing",
-        ],
+        [f"out.jsonl: {ANSWER_BYTES} bytes are missing at the end", *not_there(1)],
     ),
     "every line is gone": (
         lambda lines: [],
-        [
-            f"out.jsonl: {38 * ANSWER_BYTES:,} bytes are missing at the end",
-            *(
-                f"out.jsonl: the answer to line {line} of the input (id r{line}) is missing"
-                for line in range(RECORDS - 1, 0, -1)
-                if line != 17
-            ),
-        ],
+        [f"out.jsonl: {38 * ANSWER_BYTES:,} bytes are missing at the end", *not_there(*WRITTEN)],
     ),
 }
 
@@ -160,7 +158,7 @@ def test_many_changed_lines_are_all_counted_and_the_good_ones_are_not_called_mis
     changed = [line.replace(b"answer", b"ANSWER") for line in lines[:30]]
     books.output.write_bytes(b"".join(changed + lines[30:]))
     found = books.verify()
-    assert [named for named in found.named if "missing" in named] == []
+    assert [named for named in found.named if "where it was" in named] == []
     assert found.differences == 30
     assert found.output_lines == 38
 
