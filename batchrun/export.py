@@ -10,7 +10,6 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import orjson
 
@@ -21,7 +20,7 @@ from batchrun.providers.yandex import Credentials, Yandex
 from batchrun.record import JsonObject, Prompt, Settings, State
 from batchrun.storage.jobdir import JobPaths
 from batchrun.storage.ledger import Ledger, Row
-from batchrun.storage.results import MAX_LINE_BYTES, sync, sync_directory, writing
+from batchrun.storage.results import MAX_LINE_BYTES
 from batchrun.writer import failure_of, one_line, read_again
 
 FORMATS = ("jsonl", "openai", "yandex-dataset", "csv", "txt")
@@ -145,21 +144,3 @@ def _cells(values: Iterable[object]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text).writerow(f"'{each}" if str(each).startswith(_FORMULA) else each for each in values)
     return text.getvalue().encode()
-
-
-def write_file(path: Path, lines: Iterable[bytes]) -> None:
-    """Make the file in one rename; if anything fails, nothing of it stays.
-
-    Raises:
-        DiskProblem: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with writing(path), temporary.open("xb") as file:
-            file.writelines(lines)
-            file.flush()
-            sync(file.fileno())
-            os.rename(temporary, path)
-            sync_directory(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -214,7 +214,7 @@ def close_the_books(ledger: Ledger, results: Results | None, jobdir: JobDir, con
             raise tail.output_changed(jobdir.paths, "has grown since its last run ended", ledger)
         kept, end = tail.walk_tail(ledger, results, start)
         tail.refuse_unknown_answers(ledger, results, end)
-        cut = tail.mend(results, start, end, jobdir, now)
+        cut = results.keep_until(start, end, jobdir.new_quarantine(now))
     with ledger.transaction():
         for line in kept:
             ledger.record_done(line.row.seq, line.row.operation_id or "", line.written, line.usage, now)

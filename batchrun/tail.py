@@ -163,11 +163,6 @@ class Kept:
     usage: Usage
 
 
-def mend(results: Results, start: int, end: int, jobdir: JobDir, now: float) -> int:
-    with writing(results.path):
-        return results.keep_until(start, end, jobdir.new_quarantine(now))
-
-
 def walk_tail(ledger: Ledger, results: Results, start: int) -> tuple[list[Kept], int]:
     """The lines from ``start`` that are whole, belong to an OPEN operation, and come first; and where they end.
 

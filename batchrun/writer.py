@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from itertools import chain
 from typing import Any
 
 import orjson
@@ -24,7 +23,7 @@ from batchrun.record import Prompt, Settings
 from batchrun.run import Run
 from batchrun.storage.jobdir import JobPaths
 from batchrun.storage.ledger import Ledger, Row
-from batchrun.storage.results import sync_directory, write_new, writing
+from batchrun.storage.results import replace_file, writing
 from batchrun.storage.thread import Line
 from batchrun.tracker import Answered
 
@@ -141,16 +140,11 @@ def write_failures(ledger: Ledger, source: Source, paths: JobPaths) -> int:
             lines_gone += failure["input"] is None and failure["error"]["kind"] != "bad_input"
             yield one_line(failure)
 
-    lines = made()
-    with writing(paths.failures):
-        first = next(lines, None)
-        if first is None:
+    if next(ledger.rows_unwell(), None) is not None:
+        replace_file(paths.failures, made(), meanwhile=paths.new_failures)
+    else:
+        with writing(paths.failures):
             paths.failures.unlink(missing_ok=True)
-            return 0
-        paths.new_failures.unlink(missing_ok=True)  # of a run that was killed here
-        write_new(paths.new_failures, chain((first,), lines), 0o666)
-        os.replace(paths.new_failures, paths.failures)
-        sync_directory(paths.failures.parent)
     return lines_gone
 
 

@@ -15,9 +15,10 @@ from batchrun.cli.options import OUTPUT, PATH, STATE_DIR
 from batchrun.cli.report import say
 from batchrun.cli.status import file_read, open_job, reading, settings_of
 from batchrun.errors import UsageProblem
-from batchrun.export import FORMATS, Export, write_file
+from batchrun.export import FORMATS, Export
 from batchrun.record import State
 from batchrun.storage.jobdir import JobPaths
+from batchrun.storage.results import replace_file
 from batchrun.summary import summarize
 from batchrun.verify import open_plain
 
@@ -56,7 +57,8 @@ def export(output: Path, shape: str, order: str, with_errors: bool, target: Path
                 sys.stdout.buffer.flush()
         else:
             refuse_taken(target, {source, paths.state, *paths.beside_it})
-            write_file(target, answers.lines(order))
+            meanwhile = target.with_name(f".{target.name}.{os.getpid()}")
+            replace_file(target, answers.lines(order), meanwhile=meanwhile)
     if waiting := (summary.unsent or 0) + summary.counts[State.INTENT] + summary.counts[State.OPEN]:
         say(f"batchrun: not finished; records without an answer yet, not in it: {waiting:,}")
     if answers.left_out:

@@ -182,7 +182,8 @@ class JobDir:
         """A fresh name for bytes cut from the output."""
         _make_private_directory(self.paths.quarantine)
         stamp = datetime.fromtimestamp(now).strftime("%Y%m%dT%H%M%S")
-        taken = len(os.listdir(self.paths.quarantine))
+        with writing(self.paths.quarantine):
+            taken = len(os.listdir(self.paths.quarantine))
         return self.paths.quarantine / f"{stamp}-{taken}"
 
     def put_aside(self, suffix: str) -> None:

@@ -64,6 +64,19 @@ def write_new(path: Path, pieces: Iterable[bytes], mode: int = 0o600) -> None:
         os.close(fd)
 
 
+def replace_file(path: Path, pieces: Iterable[bytes], *, meanwhile: Path) -> None:
+    """Make the file, or another in its place, in one rename; ``meanwhile`` is its name until then.
+
+    Raises:
+        DiskProblem: it cannot be written; what was there is there.
+    """
+    with writing(path):
+        meanwhile.unlink(missing_ok=True)  # of a process that was killed here
+        write_new(meanwhile, pieces, 0o666)
+        os.replace(meanwhile, path)
+        sync_directory(path.parent)
+
+
 def write_anew(fd: int, start: int, end: int) -> None:
     """Write the bytes over themselves, and sync: what a process finds of a killed one is then as durable as it looks.
 
@@ -183,12 +196,16 @@ class Results:
         """Keep the bytes from ``start`` to ``end`` and move whatever follows to ``quarantine``. Returns bytes moved.
 
         The kept bytes are written anew: they may be visible and not durable.
+
+        Raises:
+            DiskProblem: the disk does not take it.
         """
-        cut = self.size() - end
-        if cut:
-            write_new(quarantine, blocks_of(self.fd, end))
-            os.ftruncate(self.fd, end)
-        write_anew(self.fd, start, end)
+        with writing(self.path):
+            cut = self.size() - end
+            if cut:
+                write_new(quarantine, blocks_of(self.fd, end))
+                os.ftruncate(self.fd, end)
+            write_anew(self.fd, start, end)
         self.end = end
         return cut
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -63,7 +64,17 @@ def no_sync_of_a_name_that_is_found() -> AbstractContextManager[Any]:
 
 
 def no_quarantine() -> AbstractContextManager[Any]:
-    return patch.object(results, "write_new", lambda path, pieces: None)
+    return _without_quarantine(results, "write_new")
+
+
+def _without_quarantine(module: ModuleType, name: str) -> AbstractContextManager[Any]:
+    real = getattr(module, name)
+
+    def write(path: Path, pieces: Iterable[bytes], mode: int = 0o600) -> None:
+        if path.parent.name != "quarantine":
+            real(path, pieces, mode)
+
+    return patch.object(module, name, write)
 
 
 def no_look_at_the_tail() -> AbstractContextManager[Any]:
@@ -151,13 +162,7 @@ def no_sync_of_the_new_output() -> AbstractContextManager[Any]:
 
 
 def no_quarantine_for_what_is_taken_out() -> AbstractContextManager[Any]:
-    real = tail._write
-
-    def write(path: Path, pieces: Iterable[bytes], mode: int) -> None:
-        if path.parent.name != "quarantine":
-            real(path, pieces, mode)
-
-    return patch.object(tail, "_write", write)
+    return _without_quarantine(tail, "_write")
 
 
 def no_end_of_what_a_crash_interrupted() -> AbstractContextManager[Any]:

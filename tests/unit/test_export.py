@@ -398,18 +398,18 @@ def test_a_file_is_made_in_one_rename_after_it_is_durable(
     shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
-    real_rename = os.rename
+    real_replace = os.replace
 
-    def rename(source: Path, target: Path) -> None:
+    def replace(source: Path, target: Path) -> None:
         steps.append("renamed")
-        real_rename(source, target)
+        real_replace(source, target)
 
     monkeypatch.setattr(os, "fdatasync", lambda fd: steps.append("synced"))
     monkeypatch.setattr(os, "fsync", lambda fd: steps.append("name synced"))
-    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "replace", replace)
     before = shelf.names()
     assert shelf.call("-o", str(tmp_path / "new.jsonl")).stdout == ""
-    assert steps == ["synced", "renamed", "name synced"]
+    assert steps == ["synced", "name synced", "renamed", "name synced"]
     assert (tmp_path / "new.jsonl").read_bytes() == shelf.take()
     assert shelf.names() == sorted([*before, "new.jsonl"])
 
