@@ -29,7 +29,7 @@ from batchrun.record import Settings, State, after_crash
 from batchrun.spool import open_copy
 from batchrun.stop import in_time, signals_held
 from batchrun.storage.jobdir import JobDir, JobPaths
-from batchrun.storage.ledger import Ledger, has_log
+from batchrun.storage.ledger import Done, Ledger, has_log
 from batchrun.storage.results import Results
 from batchrun.summary import summarize
 
@@ -207,19 +207,17 @@ def close_the_books(ledger: Ledger, results: Results | None, jobdir: JobDir, con
     last_run = ledger.last_run()
     if last_run is not None and last_run.ended_at is None:
         ledger.check()
-    kept: list[tail.Kept] = []
+    kept: list[Done] = []
     cut, start = 0, ledger.job().out_committed
     if results is not None and results.size() > start:
         if last_run is not None and last_run.ended_at is not None:
             raise tail.output_changed(jobdir.paths, "has grown since its last run ended", ledger)
-        kept, end = tail.walk_tail(ledger, results, start)
+        kept, end = tail.walk_tail(ledger, results, start, now)
         tail.refuse_unknown_answers(ledger, results, end)
         cut = results.keep_until(start, end, jobdir.new_quarantine(now))
     with ledger.transaction():
-        for line in kept:
-            ledger.record_done(line.row.seq, line.row.operation_id or "", line.written, line.usage, now)
         if kept:
-            ledger.save_out_committed(kept[-1].written.end, kept[-1].row.seq)
+            ledger.record_done(kept)
         lost = ledger.end_intents(after_crash(config.on_ambiguous), now)
         ledger.forget_submissions(now - SUBMISSIONS_KEPT_S, now + SUBMISSIONS_KEPT_S)
         epoch = ledger.next_epoch()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import closing, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import closing, suppress
 from pathlib import Path
 
 import orjson
@@ -14,8 +13,8 @@ import orjson
 from batchrun.errors import InputProblem
 from batchrun.record import JsonObject, State, Usage
 from batchrun.storage.jobdir import AlreadyRunning, JobDir, JobPaths
-from batchrun.storage.ledger import Ledger, Row, Written
-from batchrun.storage.results import Results, blocks_of, lines_of, sync_directory, write_new, writing
+from batchrun.storage.ledger import Done, Ledger, Row
+from batchrun.storage.results import Results, lines_of, sync_directory, write_new, writing
 
 MARKS_OF_A_RESULT = frozenset({"operation_id", "line", "provider", "attempt", "maybe_paid"})
 
@@ -67,15 +66,10 @@ def output_changed(paths: JobPaths, how: str, ledger: Ledger) -> InputProblem:
 
 
 def rebuild(ledger: Ledger, jobdir: JobDir, now: float) -> int:
-    """--rebuild-output: keep what is as it was written, put a copy aside; returns how many answers must be fetched."""
-    old = find_output(ledger, jobdir.paths)
-    with nullcontext() if old is None else closing(old):
-        if old is not None:
-            if is_as_written(ledger, old):
-                return 0
-            _write(Path(f"{old.path}{jobdir.free_suffix(now)}"), blocks_of(old.fd, 0), _mode(old))
-        with ledger.transaction():
-            return take_out(ledger, old, jobdir, now)
+    """--rebuild-output: keep the lines that are as they were written; returns how many answers must be fetched."""
+    old = find_output(ledger, jobdir.paths) or lock_output(jobdir.paths)
+    with closing(old), ledger.transaction():
+        return take_out(ledger, old, jobdir, now)
 
 
 def take_out(ledger: Ledger, old: Results | None, jobdir: JobDir, now: float) -> int:
@@ -84,25 +78,25 @@ def take_out(ledger: Ledger, old: Results | None, jobdir: JobDir, now: float) ->
     Inside a transaction, so that the file is durable before the ledger describes it; ``find_output`` and ``replaced``
     let it take the output's place. Returns how many records are OPEN again because their line was not found.
     """
+    assert old is not None, "where a record is DONE, there is an output"
+    refuse_unknown_answers(ledger, old, 0, states=())
     cut: list[tuple[int, int]] = []
 
-    def kept(old: Results) -> Iterator[bytes]:
+    def kept() -> Iterator[bytes]:
         end, last = 0, None
         for offset, data in lines_of(old.fd, 0):
             seq = ledger.keep_line(result_in(data).get("operation_id", ""), Results.place(data, end))
             if seq is None:
-                _refuse_unknown(ledger, old, data, states=())
                 cut.append((offset, len(data)))
             else:
                 end, last = end + len(data), seq
                 yield data
-        ledger.save_out_committed(end, last)
+        ledger.save(out_committed=end, out_last_seq=last)
 
-    ledger.save_out_committed(0, None)
     ledger.doubt_lines()
     jobdir.paths.new_output.unlink(missing_ok=True)
-    _write(jobdir.paths.new_output, kept(old) if old else (), _mode(old))
-    if old is not None and cut:
+    _write(jobdir.paths.new_output, kept(), stat.S_IMODE(os.fstat(old.fd).st_mode))
+    if cut:
         _write(jobdir.new_quarantine(now), (os.pread(old.fd, length, offset) for offset, length in cut), 0o600)
     return ledger.miss_lines()
 
@@ -147,42 +141,28 @@ def _write(path: Path, pieces: Iterable[bytes], mode: int) -> None:
         write_new(path, pieces, mode)
 
 
-def _mode(results: Results | None) -> int:
-    return 0o666 if results is None else stat.S_IMODE(os.fstat(results.fd).st_mode)
-
-
 # --- the tail ---
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A whole line found behind the last commit: its answer need not be fetched again."""
-
-    row: Row
-    written: Written
-    usage: Usage
-
-
-def walk_tail(ledger: Ledger, results: Results, start: int) -> tuple[list[Kept], int]:
+def walk_tail(ledger: Ledger, results: Results, start: int, now: float) -> tuple[list[Done], int]:
     """The lines from ``start`` that are whole, belong to an OPEN operation, and come first; and where they end.
 
-    After a power cut the tail may hold zeros or old bytes, so the walk stops at the first line that is not right.
+    Their answers need not be fetched again. After a power cut the tail may hold zeros or old bytes, so the walk stops
+    at the first line that is not right.
     """
-    kept: list[Kept] = []
-    seen: set[int] = set()
+    kept: dict[int, Done] = {}
     end = start
     for offset, data in lines_of(results.fd, start):
-        line = _adoptable(ledger, data, offset)
-        if line is None or line.row.seq in seen:
+        row, usage = _open_row(ledger, data)
+        if row is None or row.seq in kept:
             break
-        seen.add(line.row.seq)
-        kept.append(line)
+        kept[row.seq] = row.seq, row.operation_id or "", Results.place(data, offset), usage, now
         end = offset + len(data)
-    return kept, end
+    return list(kept.values()), end
 
 
-def _adoptable(ledger: Ledger, data: bytes, offset: int) -> Kept | None:
-    """The line, if it is whole and belongs to an OPEN operation of this ledger."""
+def _open_row(ledger: Ledger, data: bytes) -> tuple[Row | None, Usage]:
+    """The OPEN record whose operation this line answers, if it is whole."""
     match result_in(data):
         case {
             "operation_id": operation_id,
@@ -193,30 +173,27 @@ def _adoptable(ledger: Ledger, data: bytes, offset: int) -> Kept | None:
             is_open = row is not None and row.state is State.OPEN and row.operation_id == operation_id
             is_sound = data.endswith(b"\n") and all(0 <= (each or 0) < 1 << 53 for each in (asked, answered))
             if row is not None and is_open and is_sound and row.place.line == line:
-                return Kept(row, Results.place(data, offset), Usage(asked, answered))
-    return None
+                return row, Usage(asked, answered)
+    return None, Usage()
 
 
-def refuse_unknown_answers(ledger: Ledger, results: Results, start: int) -> None:
-    """What is about to be cut must not hold an answer of an operation that this ledger never saw.
+def refuse_unknown_answers(
+    ledger: Ledger, results: Results, start: int, *, states: Collection[State] = (State.DONE,)
+) -> None:
+    """What is about to be cut must not hold an answer of an operation that no record had, or one in these states has.
 
     Then the ledger is older than the output, or another job's, and sending those records again would pay twice in
     silence.
     """
     for _, data in lines_of(results.fd, start):
-        _refuse_unknown(ledger, results, data, states=(State.DONE,))
-
-
-def _refuse_unknown(ledger: Ledger, results: Results, data: bytes, *, states: Collection[State]) -> None:
-    """Raise InputProblem for an answer to an operation that no record had, or whose record is in these states."""
-    result = result_in(data)
-    if result.keys() >= MARKS_OF_A_RESULT:
-        row = ledger.row_of_operation(result["operation_id"])
-        if row is None or row.state in states:
-            raise InputProblem(
-                f"{results.path} holds answers that its ledger {ledger.path} does not know",
-                remedy="the ledger is older, or another job's; restore the right one, or choose another -o",
-            )
+        result = result_in(data)
+        if result.keys() >= MARKS_OF_A_RESULT:
+            row = ledger.row_of_operation(result["operation_id"])
+            if row is None or row.state in states:
+                raise InputProblem(
+                    f"{results.path} holds answers that its ledger {ledger.path} does not know",
+                    remedy="the ledger is older, or another job's; restore the right one, or choose another -o",
+                )
 
 
 def result_in(line: bytes) -> JsonObject:

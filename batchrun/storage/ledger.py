@@ -92,6 +92,10 @@ class Written:
         return self.offset + self.length
 
 
+Done = tuple[int, str, Written, Usage, float]
+"""What makes a record DONE: its row, its operation, where its line stands, the tokens, and when."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One record as the ledger knows it."""
@@ -349,9 +353,6 @@ class Ledger:
         """Every line before this one has a row."""
         self.save(low_water_line=line, low_water_offset=offset)
 
-    def save_out_committed(self, end: int, last_seq: int | None) -> None:
-        self.save(out_committed=end, out_last_seq=last_seq)
-
     def next_epoch(self) -> int:
         return int(self.fetch("next_epoch")[0][0])
 
@@ -445,13 +446,11 @@ class Ledger:
         """NEW -> FAILED for a line that is no record."""
         self.execute("refuse_line", **asdict(place), digest=digest, error=_dump(failure), now=now)
 
-    def record_all_done(self, done: Sequence[tuple[int, str, Written, Usage, float]]) -> None:
-        """OPEN -> DONE for (seq, operation ID, place, usage, now) of each; the lines are fsynced."""
-        self._change_each("record_all_done", done)
-
-    def record_done(self, seq: int, operation_id: str, written: Written, usage: Usage, now: float) -> None:
-        """The same for one."""
-        self.record_all_done([(seq, operation_id, written, usage, now)])
+    def record_done(self, done: Sequence[Done]) -> None:
+        """OPEN -> DONE for each; the lines are fsynced, and the last of them ends the output."""
+        self._change_each("record_done", done)
+        seq, _, written, _, _ = done[-1]
+        self.save(out_committed=written.end, out_last_seq=seq)
 
     def doubt_lines(self) -> None:
         """DONE -> OPEN for every record, until its line is found."""

@@ -101,7 +101,7 @@ UPDATE record
 INSERT INTO record (line, offset, length, digest, state, finished_at, error)
 VALUES (:line, :offset, :length, :digest, 'failed', :now, :error);
 
--- name: record_all_done
+-- name: record_done
 -- The lines are in the output and fsynced. A row that is not changed means that another run moved it: stop.
 UPDATE record
    SET state         = 'done',

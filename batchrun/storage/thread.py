@@ -114,10 +114,9 @@ class Storage:
                         request.value = request.step(self._ledger, *request.given)
                 if lines:
                     done = zip(lines, places, strict=True)
-                    self._ledger.record_all_done(
+                    self._ledger.record_done(
                         [(line.seq, line.operation_id, at, line.usage, line.finished_at) for line, at in done]
                     )
-                    self._ledger.save_out_committed(self._results.end, lines[-1].seq)
         except BaseException as failure:
             self._failure = failure
             for request in urgent:

@@ -78,7 +78,7 @@ def _without_quarantine(module: ModuleType, name: str) -> AbstractContextManager
 
 
 def no_look_at_the_tail() -> AbstractContextManager[Any]:
-    return patch.object(tail, "walk_tail", lambda ledger, results, start: ([], start))
+    return patch.object(tail, "walk_tail", lambda ledger, results, start, now: ([], start))
 
 
 def no_flag_for_a_lost_reply() -> AbstractContextManager[Any]:

@@ -116,7 +116,7 @@ BUGS = {
     "submitter": ("batchrun.submitter", "Submitter._open", 1),
     "tracker": ("batchrun.tracker", "Tracker._note", 1),
     "writer": ("batchrun.storage.thread", "Storage.write_lines", 1),
-    "storage thread": ("batchrun.storage.ledger", "Ledger.record_all_done", 1),
+    "storage thread": ("batchrun.storage.ledger", "Ledger.record_done", 1),
     "watcher": ("batchrun.storage.disk", "Disk._look", 1),
 }
 """Where, and after how many calls that go well."""

@@ -65,7 +65,7 @@ def record_in(ledger: Ledger, state: State, line: int = 1, *, id: RecordId = Non
                 assert ledger.record_operation(seq, operation_of(seq), NOW + line)
             elif to is State.DONE:
                 written = Results.place(b"{}\n", 3 * (seq - 1))
-                ledger.record_done(seq, operation_of(seq), written, Usage(3, 4), NOW + 60)
+                ledger.record_done([(seq, operation_of(seq), written, Usage(3, 4), NOW + 60)])
             else:
                 ledger.move(seq, at, Move(to, failure=None if to is State.NEW else REFUSED), NOW + 60)
             at = to

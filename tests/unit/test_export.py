@@ -81,8 +81,7 @@ class Shelf:
         result = result_of(found, self.ledger.row(seq), parse(self._lines[line - 1]), SETTINGS, self._now)
         (written,) = self._results.append([one_line(result)])
         with self.ledger.transaction():
-            self.ledger.record_done(seq, f"op-{line}", written, answer.usage, self._now)
-            self.ledger.save_out_committed(self._results.end, seq)
+            self.ledger.record_done([(seq, f"op-{line}", written, answer.usage, self._now)])
 
     def lose(self, line: int, kind: str, to: State = FAILED) -> None:
         failure, self._now = Failure(kind, "it is gone", 3), self._now + 1

@@ -59,7 +59,10 @@ Step = Callable[[Ledger, int], object]
 STEPS: dict[str, tuple[State, Step]] = {
     "record_intent": (NEW, lambda ledger, seq: ledger.record_intent(a_record(1, seq=seq), "again", NOW)),
     "record_operation": (INTENT, lambda ledger, seq: ledger.record_operation(seq, "brand-new", NOW)),
-    "record_done": (OPEN, lambda ledger, seq: ledger.record_done(seq, operation_of(seq), WRITTEN, Usage(1, 2), NOW)),
+    "record_done": (
+        OPEN,
+        lambda ledger, seq: ledger.record_done([(seq, operation_of(seq), WRITTEN, Usage(1, 2), NOW)]),
+    ),
     "move from intent": (INTENT, lambda ledger, seq: ledger.move(seq, INTENT, Move(NEW), NOW)),
     "move from open": (OPEN, lambda ledger, seq: ledger.move(seq, OPEN, Move(EXPIRED, failure=REFUSED), NOW)),
 }
@@ -109,7 +112,7 @@ def test_an_illegal_move_is_refused_even_where_the_record_stands(ledger: Ledger,
 def test_an_answer_to_another_operation_is_not_written_down(ledger: Ledger) -> None:
     seq = record_in(ledger, OPEN)
     with pytest.raises(StateConflict), ledger.transaction():
-        ledger.record_done(seq, "op-of-somebody-else", WRITTEN, Usage(), NOW)
+        ledger.record_done([(seq, "op-of-somebody-else", WRITTEN, Usage(), NOW)])
     assert ledger.row(seq).state is OPEN
 
 
@@ -415,7 +418,7 @@ def test_an_answer_is_found_by_its_operation_with_its_place(ledger: Ledger) -> N
     seq = record_in(ledger, OPEN)
     written = Written(offset=1 << 40, length=77, crc32=0xFFFFFFFF)
     with ledger.transaction():
-        ledger.record_done(seq, operation_of(seq), written, Usage(3, None), NOW)
+        ledger.record_done([(seq, operation_of(seq), written, Usage(3, None), NOW)])
     row = ledger.row(seq)
     assert (row.state, row.written, row.failure) == (DONE, written, None)
     assert [ledger.row_of_operation(operation_of(seq)), *ledger.rows_done()] == [row, row]
@@ -508,7 +511,7 @@ def test_answers_come_in_the_order_of_the_output(ledger: Ledger) -> None:
         for line, offset in ((1, 500), (2, 0), (3, 9)):
             seq = ledger.record_intent(a_record(line), "request", NOW)
             ledger.record_operation(seq, operation_of(seq), NOW)
-            ledger.record_done(seq, operation_of(seq), Written(offset, 1, 2), Usage(), NOW)
+            ledger.record_done([(seq, operation_of(seq), Written(offset, 1, 2), Usage(), NOW)])
     record_in(ledger, OPEN, line=4)
     assert [row.place.line for row in ledger.rows_done()] == [2, 3, 1]
 
@@ -555,7 +558,7 @@ def test_the_job_keeps_what_it_is_told(ledger: Ledger) -> None:
     with ledger.transaction():
         assert (ledger.next_epoch(), ledger.next_epoch()) == (1, 2)
         ledger.save_low_water(12, 345)
-        ledger.save_out_committed(6789, 3)
+        ledger.save(out_committed=6789, out_last_seq=3)
         ledger.save(input_path="other.jsonl")
         ledger.save(input_inode=2**62, input_mtime_ns=2**62, input_size=3, input_digest=b"\1" * 16, input_records=4)
     job = ledger.job()

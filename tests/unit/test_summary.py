@@ -132,7 +132,7 @@ def test_a_doubt_stays_one_when_its_answer_is_written(ledger: Ledger) -> None:
     with ledger.transaction():
         ledger.record_intent(a_record(7, seq=seq), "request", NOW)
         ledger.record_operation(seq, "again", NOW)
-        ledger.record_done(seq, "again", Written(100, 3, 0), Usage(), NOW)
+        ledger.record_done([(seq, "again", Written(100, 3, 0), Usage(), NOW)])
     summary = summarize(ledger, 9)
     assert (summary.maybe_paid, summary.named) == (1, [(7, None)])
     assert summary.counts == dict.fromkeys(State, 0) | {DONE: 2, FAILED: 1, OPEN: 1}

@@ -87,8 +87,7 @@ def wreck(tail: bytes) -> Iterator[Wreck]:
         for seq, (answer, place) in enumerate(zip(BOOKED, results.append(BOOKED), strict=True), 1):
             usage = usage_of(answer)
             with ledger.transaction():
-                ledger.record_done(seq, operation_of(seq), place, usage, NOW)
-                ledger.save_out_committed(place.offset + place.length, seq)
+                ledger.record_done([(seq, operation_of(seq), place, usage, NOW)])
         with paths.output.open("ab") as file:
             file.write(tail)
         config = JobConfig(Path(folder) / "in.jsonl", paths, SETTINGS)
@@ -255,8 +254,8 @@ def test_what_is_cut_twice_in_a_second_is_put_aside_twice() -> None:
 def test_a_walk_alone_changes_nothing() -> None:
     with wreck(TAIL[0] + b"half") as job:
         before = job.output()
-        kept, end = walk_tail(job.ledger, job.results, sum(map(len, BOOKED)))
-        assert [line.row.seq for line in kept] == [3]
+        kept, end = walk_tail(job.ledger, job.results, sum(map(len, BOOKED)), NOW)
+        assert [seq for seq, *_ in kept] == [3]
         assert end == sum(map(len, BOOKED)) + len(TAIL[0])
         assert job.output() == before
         assert job.states()[2] is State.OPEN

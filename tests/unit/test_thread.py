@@ -37,9 +37,9 @@ class NotedLedger(Ledger):
         self.notes += [f"operation {seq}" for seq, _, _ in accepted]
         return super().record_operations(accepted)
 
-    def record_all_done(self, done: Sequence[tuple[int, str, Written, Usage, float]]) -> None:
+    def record_done(self, done: Sequence[tuple[int, str, Written, Usage, float]]) -> None:
         self.notes += [f"done {each[0]}" for each in done]
-        super().record_all_done(done)
+        super().record_done(done)
 
 
 class NotedResults(Results):

@@ -47,8 +47,7 @@ class Books:
                     self.ledger.record_operation(seq, operation_of(seq), NOW)
             for seq in [seq for seq in range(RECORDS - 1, 0, -1) if seq != 17]:
                 (written,) = results.append([an_answer(seq)])
-                self.ledger.record_done(seq, operation_of(seq), written, Usage(1, 1), NOW)
-                self.ledger.save_out_committed(results.end, seq)
+                self.ledger.record_done([(seq, operation_of(seq), written, Usage(1, 1), NOW)])
         results.close()
 
     def verify(self) -> Findings:
@@ -171,8 +170,7 @@ def test_an_answer_with_half_a_surrogate_pair_agrees(tmp_path: Path) -> None:
     with ledger.transaction():
         seq = ledger.record_intent(a_record(1), "request", NOW)
         ledger.record_operation(seq, "op1", NOW)
-        ledger.record_done(seq, "op1", written, Usage(), NOW)
-        ledger.save_out_committed(results.end, seq)
+        ledger.record_done([(seq, "op1", written, Usage(), NOW)])
     assert verify(ledger, tmp_path / "in.jsonl", tmp_path / "out.jsonl").named == []
     results.close()
     ledger.close()
