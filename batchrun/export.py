@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import heapq
 import io
-import os
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -20,7 +18,7 @@ from batchrun.providers.yandex import Credentials, Yandex
 from batchrun.record import JsonObject, Prompt, Settings, State
 from batchrun.storage.jobdir import JobPaths
 from batchrun.storage.ledger import Ledger, Row
-from batchrun.storage.results import MAX_LINE_BYTES
+from batchrun.storage.results import read_back
 from batchrun.writer import failure_of, one_line, read_again
 
 FORMATS = ("jsonl", "openai", "yandex-dataset", "csv", "txt")
@@ -65,18 +63,17 @@ class Export:
             yield line
 
     def _rows(self, order: str) -> Iterator[Row]:
-        rows = self.ledger.rows_settled()
+        rows = self.ledger.walk("rows_in_order")
         if order == "finish":  # answers as they stand in the output, failures where their time puts them
-            both = self.ledger.rows_done(), self.ledger.rows_unwell_in_time()
+            both = self.ledger.walk("rows_done"), self.ledger.walk("rows_unwell_in_time")
             rows = heapq.merge(*both, key=lambda row: row.finished_at or 0.0)
-        return (row for row in rows if self.with_errors or row.state is State.DONE)
+        return (row for row in rows if row.state is State.DONE or (self.with_errors and row.failure is not None))
 
     def _answer(self, row: Row) -> bytes:
-        at = row.written
-        raw = os.pread(self.output_fd, at.length, at.offset) if at and 0 < at.length <= MAX_LINE_BYTES else b""
-        if not at or not raw or zlib.crc32(raw) != at.crc32:
+        line = read_back(self.output_fd, row.written)
+        if line is None:
             raise self._differs(row, "is not as it was written")
-        return raw
+        return line
 
     def _differs(self, row: Row, how: str) -> InputProblem:
         cause = f"{self.paths.output}: the answer to {row.named} {how}; the export ends here"

@@ -29,7 +29,7 @@ from batchrun.record import Settings, State, after_crash
 from batchrun.spool import open_copy
 from batchrun.stop import in_time, signals_held
 from batchrun.storage.jobdir import JobDir, JobPaths
-from batchrun.storage.ledger import Done, Ledger, has_log
+from batchrun.storage.ledger import Done, Ledger
 from batchrun.storage.results import Results
 from batchrun.summary import summarize
 
@@ -126,7 +126,7 @@ def bring_in_step(config: JobConfig, now: float, held: ExitStack) -> Recovered:
         event("put_aside", suffix=put_aside)
     results.end = ledger.job().out_committed
     waiting = (State.OPEN,) if config.collect_only else (State.NEW, State.OPEN)
-    has_work = source.first_offset < source.end or any(row["state"] in waiting for row in ledger.tally())
+    has_work = source.first_offset < source.end or any(row["state"] in waiting for row in ledger.fetch("tally"))
     return Recovered(ledger, results, source, run_id, has_work, put_aside)
 
 
@@ -171,7 +171,7 @@ def begins_anew(config: JobConfig) -> bool:
         return any(os.path.lexists(path) for path in (config.paths.ledger, config.paths.output, config.paths.failures))
     if config.if_finished != "new" or not config.paths.ledger.exists():
         return False
-    with closing(Ledger.read_only(config.paths.ledger, alone=not has_log(config.paths.ledger))) as ledger:
+    with closing(Ledger.read_only(config.paths.ledger, alone=True)) as ledger:
         return ledger.exists() and summarize(ledger).is_finished(config.limit)
 
 
@@ -242,7 +242,7 @@ def settle_settings(ledger: Ledger, config: JobConfig) -> None:
     with ledger.transaction():
         ledger.save_settings(config.settings)
         ledger.save(input_inode=None)  # it is read once more: what is a bad line may be another matter now
-        refused = (row for row in ledger.rows_unwell() if row.failure and row.failure.kind != "bad_input")
+        refused = (row for row in ledger.walk("rows_unwell") if row.failure and row.failure.kind != "bad_input")
         ledger.reopen(*(row.seq for row in refused if row.state is State.FAILED))
 
 

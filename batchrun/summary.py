@@ -68,7 +68,7 @@ def summarize(ledger: Ledger, total: int | None = None) -> Summary:
     counts = dict.fromkeys(State, 0)
     maybe_paid = 0
     oldest = None
-    for row in ledger.tally():
+    for row in ledger.fetch("tally"):
         counts[State(row["state"])] = row["records"]
         maybe_paid += row["maybe_paid"]
         if row["state"] == State.OPEN:
@@ -78,7 +78,7 @@ def summarize(ledger: Ledger, total: int | None = None) -> Summary:
         total=ledger.job().input_records if total is None else total,
         maybe_paid=maybe_paid,
         named=[(line, id_) for line, id_, _ in ledger.maybe_paid(NAMED)],
-        failed_kinds=[row for row in ledger.failure_kinds() if row[0] not in (State.HELD, State.EXPIRED)],
+        failed_kinds=[tuple(row) for row in ledger.fetch("failure_kinds") if row[0] not in (State.HELD, State.EXPIRED)],
         oldest_open_at=oldest,
     )
 

@@ -14,7 +14,8 @@ from batchrun.errors import InputProblem
 from batchrun.record import JsonObject, State, Usage
 from batchrun.storage.jobdir import AlreadyRunning, JobDir, JobPaths
 from batchrun.storage.ledger import Done, Ledger, Row
-from batchrun.storage.results import Results, lines_of, sync_directory, write_new, writing
+from batchrun.storage.results import Results, lines_of, read_back, sync_directory, write_new, writing
+from batchrun.verify import Findings, compare_output
 
 MARKS_OF_A_RESULT = frozenset({"operation_id", "line", "provider", "attempt", "maybe_paid"})
 
@@ -30,8 +31,8 @@ def open_output(ledger: Ledger, paths: JobPaths) -> Results:
     if results.size() < job.out_committed:
         how = "is shorter than it was"
     elif job.out_committed or job.out_last_seq is not None:
-        written = ledger.row(job.out_last_seq or 0).written
-        if written is None or written.end != job.out_committed or not results.matches(written):
+        last = ledger.row(job.out_last_seq or 0).written
+        if last is None or last.end != job.out_committed or read_back(results.fd, last) is None:
             how = "was edited"
     if how:
         results.close()  # whoever runs jobs from Python goes on after a refusal
@@ -54,7 +55,7 @@ def lock_output(paths: JobPaths, *, new: bool = False) -> Results:
 
 
 def output_changed(paths: JobPaths, how: str, ledger: Ledger) -> InputProblem:
-    done = sum(row["records"] for row in ledger.tally() if row["state"] == State.DONE)
+    done = sum(row["records"] for row in ledger.fetch("tally") if row["state"] == State.DONE)
     return InputProblem(
         f"{paths.output} {how}, but its job has {done:,} paid answers",
         remedy="put the file back as it was; batchrun run with --rebuild-output fetches what is still kept, "
@@ -116,7 +117,7 @@ def replaced(ledger: Ledger, paths: JobPaths) -> Results | None:
         return None
     new = lock_output(paths, new=True)
     with writing(paths.new_output):
-        if is_as_written(ledger, new):
+        if _is_as_written(ledger, new):
             os.replace(new.path, paths.output)
             sync_directory(paths.output.parent)
             new.path = paths.output
@@ -126,14 +127,11 @@ def replaced(ledger: Ledger, paths: JobPaths) -> Results | None:
     return None
 
 
-def is_as_written(ledger: Ledger, results: Results) -> bool:
+def _is_as_written(ledger: Ledger, results: Results) -> bool:
     """Whether the file is the lines of all DONE records, and nothing else."""
-    end = 0
-    for row in ledger.rows_done():
-        if row.written is None or row.written.offset != end or not results.matches(row.written):
-            return False
-        end = row.written.end
-    return end == results.size()
+    found = Findings()
+    compare_output(ledger, results.path, found)
+    return not found.differences and not found.uncommitted_bytes
 
 
 def _write(path: Path, pieces: Iterable[bytes], mode: int) -> None:

@@ -45,8 +45,8 @@ def verify(ledger: Ledger, input_path: Path, output_path: Path) -> Findings:
     """
     found = Findings()
     ledger.check("integrity_check")
-    found.ledger_rows = sum(row["records"] for row in ledger.tally())
-    _compare_output(ledger, output_path, found)
+    found.ledger_rows = sum(row["records"] for row in ledger.fetch("tally"))
+    compare_output(ledger, output_path, found)
     _compare_input(ledger, input_path, found)
     return found
 
@@ -60,10 +60,10 @@ def open_plain(path: Path) -> BinaryIO:
     return file
 
 
-def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
+def compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
     """Walk lines and answers side by side: each line is to be, byte for byte, the one that was written at its place."""
     committed = ledger.job().out_committed
-    answers = ((row.written, row.named) for row in ledger.rows_done() if row.written is not None)
+    answers = ((row.written, row.named) for row in ledger.walk("rows_done") if row.written is not None)
     written, named = next(answers, NO_MORE)
     with open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -88,7 +88,7 @@ def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
 
 def _compare_input(ledger: Ledger, path: Path, found: Findings) -> None:
     """Walk lines and rows side by side."""
-    rows = ledger.rows_in_order()
+    rows = ledger.walk("rows_in_order")
     row = next(rows, None)
     with open_plain(path) as file:
         size, end = os.fstat(file.fileno()).st_size, ledger.job().input_size

@@ -17,7 +17,7 @@ import orjson
 from batchrun.channel import Channel
 from batchrun.check import Source
 from batchrun.inputs import Parsed, parse
-from batchrun.lines import MAX_LINE_BYTES, BadLine, digest, strict_json
+from batchrun.lines import BadLine, digest, strict_json
 from batchrun.log import event
 from batchrun.record import Prompt, Settings
 from batchrun.run import Run
@@ -110,7 +110,7 @@ def read_again(source: Source, row: Row, *, with_prompt: bool = True) -> Parsed 
     reading = source.reading
     if reading.render is not None and not with_prompt:
         reading = replace(reading, render=lambda fields: "-")
-    raw = b"" if row.place.length > MAX_LINE_BYTES else os.pread(source.fd, row.place.length, row.place.offset)
+    raw = os.pread(source.fd, row.place.length, row.place.offset)
     if digest(raw) != row.digest:
         return None
     try:
@@ -135,12 +135,12 @@ def write_failures(ledger: Ledger, source: Source, paths: JobPaths) -> int:
 
     def made() -> Iterator[bytes]:
         nonlocal lines_gone
-        for row in ledger.rows_unwell():
+        for row in ledger.walk("rows_unwell"):
             failure = failure_of(row, source)
             lines_gone += failure["input"] is None and failure["error"]["kind"] != "bad_input"
             yield one_line(failure)
 
-    if next(ledger.rows_unwell(), None) is not None:
+    if next(ledger.walk("rows_unwell"), None) is not None:
         replace_file(paths.failures, made(), meanwhile=paths.new_failures)
     else:
         with writing(paths.failures):

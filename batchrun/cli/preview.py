@@ -93,7 +93,7 @@ def _of_job(config: JobConfig, ledger: Ledger, source: Source, now: float) -> It
 
 def _to_send(ledger: Ledger, source: Source) -> Iterator[Prompt]:
     for line in read_lines(source.fd, source.end):
-        row = ledger.rows_by_line(line.number, line.number).get(line.number) if is_record(line) else None
+        row = next(ledger.walk("row_of_line", line=line.number), None) if is_record(line) else None
         if row is None or row.state is State.NEW:
             with suppress(BadLine):
                 yield source.parse(line.raw).prompt

@@ -26,7 +26,6 @@ from batchrun.record import MOVES, Failure, History, Move, Place, Record, Settin
 
 SCHEMA_VERSION = 1
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
-PAGE_ROWS = 1000
 LAST_ROW = (1 << 63) - 1
 MANY = 1 << 31  # more of anything than one record, or one job's starts, can come to
 LAST_INSTANT = float(1 << 33)  # in the year 2242
@@ -198,8 +197,12 @@ class Ledger:
 
     @classmethod
     def read_only(cls, path: Path, *, alone: bool = False) -> Self:
-        """Open beside a live run: short snapshots, never a write or a checkpoint. ``alone``: nor a file beside it."""
-        with cls._opening(path, f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' * alone}") as ledger:
+        """Open beside a live run: short snapshots, never a write or a checkpoint.
+
+        ``alone``: nor a file beside it, unless a run is at work, or was killed, and so has left its log there.
+        """
+        is_at_rest = alone and not path.with_name(f"{path.name}-wal").exists()
+        with cls._opening(path, f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' * is_at_rest}") as ledger:
             return ledger
 
     @classmethod
@@ -207,7 +210,7 @@ class Ledger:
         """A ledger in a file without a name, gone when it is closed: the one that is there, or an empty one."""
         ledger = cls(sqlite3.connect("", isolation_level=None), path or Path("-"))
         if path is not None and path.exists():
-            with closing(cls.read_only(path, alone=not has_log(path))) as real, ledger._translated():
+            with closing(cls.read_only(path, alone=True)) as real, ledger._translated():
                 real.connection.backup(ledger.connection)
         return ledger
 
@@ -467,8 +470,8 @@ class Ledger:
 
     # --- questions ---
 
-    def _rows(self, query: str, **values: Any) -> Iterator[Row]:
-        """Every row a named question finds, one at a time."""
+    def walk(self, query: str, **values: Any) -> Iterator[Row]:
+        """Every row a named question finds, one at a time. Nothing may be moved before the last has come."""
         with self._translated(), self._sound():
             yield from map(_row, self.connection.execute(QUERIES[query], values))
 
@@ -477,39 +480,16 @@ class Ledger:
             return self.rows([seq])[seq]
 
     def rows(self, seqs: Sequence[int]) -> dict[int, Row]:
-        return {row.seq: row for row in self._rows("rows", seqs=json.dumps(seqs))}
+        return {row.seq: row for row in self.walk("rows", seqs=json.dumps(seqs))}
 
     def row_of_operation(self, operation_id: str) -> Row | None:
-        return next(self._rows("row_of_operation", operation_id=operation_id), None)
-
-    def rows_done(self) -> Iterator[Row]:
-        """Every DONE row, in the order of the output."""
-        return self._rows("rows_done")
-
-    def rows_in_order(self) -> Iterator[Row]:
-        """Every row, in the order of the input."""
-        return self._rows("rows_in_order")
-
-    def rows_settled(self) -> Iterator[Row]:
-        """Every DONE, FAILED, HELD and EXPIRED row, in the order of the input."""
-        return self._rows("rows_settled")
+        return next(self.walk("row_of_operation", operation_id=operation_id), None)
 
     def rows_to_retry(self, kind: str) -> Iterator[Row]:
         """Those of one kind of failure, or with no kind all that say that sending them again may help."""
-        for row in self.rows_unwell():
+        for row in self.walk("rows_unwell"):
             if row.failure is not None and (row.failure.kind == kind if kind else row.failure.retryable):
                 yield row
-
-    def rows_unwell(self) -> Iterator[Row]:
-        """Every FAILED, HELD and EXPIRED row, by line; page by page: no cursor stays open meanwhile."""
-        last = 0
-        while page := list(self._rows("rows_unwell", after=last, limit=PAGE_ROWS)):
-            yield from page
-            last = page[-1].place.line
-
-    def rows_unwell_in_time(self) -> Iterator[Row]:
-        """Every FAILED, HELD and EXPIRED row, in the order in which they ended."""
-        return self._rows("rows_unwell_in_time")
 
     def lines_known(self, first: int, last: int) -> set[int]:
         """Which of these lines have a row."""
@@ -530,9 +510,6 @@ class Ledger:
         with self._translated():
             return array("q", (raw[0] for raw in self.connection.execute(QUERIES["seqs_to_send"], {"end": end})))
 
-    def rows_by_line(self, first: int, last: int) -> dict[int, Row]:
-        return {row.place.line: row for row in self._rows("rows_by_line", first=first, last=last)}
-
     def submissions_since(self, since: float) -> list[tuple[int, int]]:
         """(Unix second, POSTs begun in it); older ones are forgotten at the next recovery."""
         return [tuple(raw) for raw in self.fetch("submissions_since", since=int(since))]
@@ -540,21 +517,6 @@ class Ledger:
     def forget_submissions(self, before: float, after: float) -> None:
         """Keep only those between the two instants."""
         self.execute("forget_submissions", before=int(before), after=int(after))
-
-    def tally(self) -> list[sqlite3.Row]:
-        """A row per state that occurs, and always one for DONE: records, maybe_paid, the oldest submission of those
-        that are not DONE.
-        """
-        return self.fetch("tally")
-
-    def totals(self) -> tuple[int, int, int]:
-        """Answers written, tokens of all requests, tokens of all answers. Reads every row."""
-        done, asked, answered = self.fetch("totals")[0]
-        return done, asked, answered
-
-    def failure_kinds(self) -> list[tuple[str, int, int]]:
-        """(kind, records, first line), most frequent first."""
-        return [tuple(raw) for raw in self.fetch("failure_kinds")]
 
     def maybe_paid(self, limit: int) -> list[tuple[int, Any, int]]:
         """(line, id, payments beyond the first that may have happened), by line."""
@@ -566,11 +528,6 @@ class Ledger:
 def files_of(path: Path) -> list[Path]:
     """The ledger and what SQLite keeps beside it."""
     return [path.with_name(f"{path.name}{suffix}") for suffix in ("", "-wal", "-shm", "-journal")]
-
-
-def has_log(path: Path) -> bool:
-    """Whether a run is at work on this ledger, or was killed; else it can be read without a file beside it."""
-    return path.with_name(f"{path.name}-wal").exists()
 
 
 def check_files(path: Path) -> None:

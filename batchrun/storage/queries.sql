@@ -162,21 +162,18 @@ SELECT record.*
  WHERE operation.operation_id = :operation_id;
 
 -- name: rows_done
+-- In the order of the output.
 SELECT * FROM record
  WHERE state = 'done'
  ORDER BY out_offset;
 
 -- name: rows_in_order
+-- Every row, in the order of the input: the index spares the sort.
 SELECT * FROM record INDEXED BY record_line
- ORDER BY line;
-
--- name: rows_settled
--- Every row with an answer or a failure, in the order of the input: the index spares the sort.
-SELECT * FROM record INDEXED BY record_line
- WHERE state IN ('done', 'failed', 'held', 'expired')
  ORDER BY line;
 
 -- name: rows_unwell_in_time
+-- Every row with a failure, in the order in which they ended.
 SELECT * FROM record
  WHERE state <> 'done'
    AND state IN ('failed', 'held', 'expired')
@@ -208,21 +205,21 @@ SELECT seq FROM record
  ORDER BY line;
 
 -- name: rows_unwell
+-- Every row with a failure, in the order of the input.
 SELECT * FROM record
  WHERE state <> 'done'
    AND state IN ('failed', 'held', 'expired')
-   AND line > :after
- ORDER BY line
- LIMIT :limit;
+ ORDER BY line;
 
--- name: rows_by_line
+-- name: row_of_line
 SELECT * FROM record
- WHERE line BETWEEN :first AND :last;
+ WHERE line = :line;
 
 -- name: any_operation
 SELECT EXISTS (SELECT 1 FROM operation);
 
 -- name: tally
+-- A row per state that occurs, and always one for DONE.
 -- Of those that are DONE only the doubtful are looked at: how many they are is what the others leave of all.
 WITH notable AS MATERIALIZED (
     SELECT state,
@@ -245,6 +242,7 @@ SELECT 'done',
   FROM notable;
 
 -- name: totals
+-- Answers written, tokens of all requests, tokens of all answers.
 -- A walk over the rows themselves: an index that has lost one of them is found out.
 SELECT coalesce(sum(state = 'done'), 0) AS done,
        coalesce(sum(input_tokens), 0)   AS input_tokens,
@@ -252,6 +250,7 @@ SELECT coalesce(sum(state = 'done'), 0) AS done,
   FROM record NOT INDEXED;
 
 -- name: failure_kinds
+-- The most frequent first.
 SELECT json_extract(error, '$.kind') AS kind,
        count(*)                      AS records,
        min(line)                     AS first_line

@@ -120,6 +120,16 @@ def lines_of(fd: int, start: int, end: int | None = None) -> Iterator[tuple[int,
         yield at, rest
 
 
+def read_back(fd: int, written: Written | None) -> bytes | None:
+    """The line at this place; None if it is not, byte for byte, the one that was written there."""
+    if written is None or written.length > MAX_LINE_BYTES:
+        return None
+    if not 0 <= written.offset < written.end <= os.fstat(fd).st_size:
+        return None
+    line = os.pread(fd, written.length, written.offset)
+    return line if zlib.crc32(line) == written.crc32 else None
+
+
 class Results:
     """The open output. ``end`` is where the next line goes: every byte before it is synced and known to the ledger."""
 
@@ -184,13 +194,6 @@ class Results:
         if ours.st_size != self.end or not is_named:
             remedy = "put it back as it was and run again; no other program may write to it meanwhile"
             raise InputProblem(f"{self.path} was changed or replaced during the run", remedy=remedy)
-
-    def matches(self, written: Written) -> bool:
-        """Whether the bytes at this place are still those that were written."""
-        if not 0 <= written.offset < written.end <= self.size():
-            return False
-        data = os.pread(self.fd, written.length, written.offset)
-        return len(data) == written.length and zlib.crc32(data) == written.crc32
 
     def keep_until(self, start: int, end: int, quarantine: Path) -> int:
         """Keep the bytes from ``start`` to ``end`` and move whatever follows to ``quarantine``. Returns bytes moved.

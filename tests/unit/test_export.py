@@ -169,7 +169,7 @@ def test_a_clock_that_went_back_leaves_the_answers_in_the_order_of_the_output(sh
 
 
 def test_the_order_of_the_input_comes_from_an_index_and_is_not_sorted(shelf: Shelf) -> None:
-    plan = shelf.ledger.connection.execute(f"EXPLAIN QUERY PLAN {QUERIES['rows_settled']}").fetchall()
+    plan = shelf.ledger.connection.execute(f"EXPLAIN QUERY PLAN {QUERIES['rows_in_order']}").fetchall()
     assert [row["detail"] for row in plan] == ["SCAN record USING INDEX record_line"]
 
 

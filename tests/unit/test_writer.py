@@ -284,7 +284,7 @@ def test_a_link_in_the_place_of_the_failures_file_is_replaced_and_not_followed(d
     assert not desk.paths.failures.is_symlink()
 
 
-def test_a_failures_file_of_many_pages_is_complete(desk: Desk) -> None:
+def test_a_failures_file_of_many_lines_is_complete(desk: Desk) -> None:
     raw = b'"again"'
     with desk.ledger.transaction():
         for _ in range(1500):
