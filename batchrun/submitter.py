@@ -135,7 +135,7 @@ class Submitter:
         return seq, reply
 
     async def _open(self, seq: int, operation_id: str) -> None:
-        if await self._run.storage.record_operation(seq, operation_id, time.time()):
+        if await self._run.storage.do(Ledger.record_operation, seq, operation_id, time.time()):
             self._tracker.add(seq, operation_id, time.monotonic())
         else:
             self._run.backlog.settled(State.HELD)

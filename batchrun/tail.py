@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, suppress
-from pathlib import Path
 
 import orjson
 
@@ -95,10 +94,11 @@ def take_out(ledger: Ledger, old: Results | None, jobdir: JobDir, now: float) ->
         ledger.save(out_committed=end, out_last_seq=last)
 
     ledger.doubt_lines()
-    jobdir.paths.new_output.unlink(missing_ok=True)
-    _write(jobdir.paths.new_output, kept(), stat.S_IMODE(os.fstat(old.fd).st_mode))
-    if cut:
-        _write(jobdir.new_quarantine(now), (os.pread(old.fd, length, offset) for offset, length in cut), 0o600)
+    with writing(jobdir.paths.output):
+        jobdir.paths.new_output.unlink(missing_ok=True)
+        write_new(jobdir.paths.new_output, kept(), stat.S_IMODE(os.fstat(old.fd).st_mode))
+        if cut:
+            write_new(jobdir.new_quarantine(now), (os.pread(old.fd, length, offset) for offset, length in cut))
     return ledger.miss_lines()
 
 
@@ -132,11 +132,6 @@ def _is_as_written(ledger: Ledger, results: Results) -> bool:
     found = Findings()
     compare_output(ledger, results.path, found)
     return not found.differences and not found.uncommitted_bytes
-
-
-def _write(path: Path, pieces: Iterable[bytes], mode: int) -> None:
-    with writing(path):
-        write_new(path, pieces, mode)
 
 
 # --- the tail ---

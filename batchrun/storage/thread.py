@@ -68,10 +68,6 @@ class Storage:
         self._arrived.put(request)
         return request.future
 
-    def record_operation(self, seq: int, operation_id: str, now: float) -> asyncio.Future[bool]:
-        """``Ledger.record_operation`` ahead of all else: an ID that is not on disk is money lost."""
-        return self.do(Ledger.record_operation, seq, operation_id, now)
-
     def write_lines(self, lines: Sequence[Line]) -> asyncio.Future[None]:
         """Append the lines, sync them, and make their records DONE."""
         return self.do(_lines, *lines)
@@ -95,7 +91,8 @@ class Storage:
                 self._loop.call_soon_threadsafe(_resolve, batch, self._failure)
 
     def _commit(self, batch: list[_Request]) -> None:
-        """Operation IDs go first. What many ask alike is one statement: each statement makes the event loop wait.
+        """Operation IDs go first: one that is not on disk is money lost. What many ask alike is one statement: each
+        statement makes the event loop wait.
 
         IDs that came with a batch that failed still go to disk, each by itself, if it takes them. Those it does not
         take are found INTENT by the next start, which says so.

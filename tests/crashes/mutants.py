@@ -21,6 +21,7 @@ from batchrun.storage.results import Results
 from batchrun.storage.thread import Storage
 from batchrun.submitter import Submitter
 
+WRITE_NEW = results.write_new
 Mutant = Callable[[], AbstractContextManager[Any]]
 
 
@@ -64,17 +65,15 @@ def no_sync_of_a_name_that_is_found() -> AbstractContextManager[Any]:
 
 
 def no_quarantine() -> AbstractContextManager[Any]:
-    return _without_quarantine(results, "write_new")
+    return _without_quarantine(results)
 
 
-def _without_quarantine(module: ModuleType, name: str) -> AbstractContextManager[Any]:
-    real = getattr(module, name)
-
+def _without_quarantine(module: ModuleType) -> AbstractContextManager[Any]:
     def write(path: Path, pieces: Iterable[bytes], mode: int = 0o600) -> None:
         if path.parent.name != "quarantine":
-            real(path, pieces, mode)
+            WRITE_NEW(path, pieces, mode)
 
-    return patch.object(module, name, write)
+    return patch.object(module, "write_new", write)
 
 
 def no_look_at_the_tail() -> AbstractContextManager[Any]:
@@ -162,7 +161,7 @@ def no_sync_of_the_new_output() -> AbstractContextManager[Any]:
 
 
 def no_quarantine_for_what_is_taken_out() -> AbstractContextManager[Any]:
-    return _without_quarantine(tail, "_write")
+    return _without_quarantine(tail)
 
 
 def no_end_of_what_a_crash_interrupted() -> AbstractContextManager[Any]:

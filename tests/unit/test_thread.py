@@ -147,7 +147,7 @@ def test_what_arrives_during_a_commit_goes_into_the_next_together(files: Files) 
                 storage.write_lines(files.lines(1)),
                 storage.do(Ledger.next_epoch),
                 storage.write_lines(files.lines(3)),
-                storage.record_operation(4, "op-new", NOW),
+                storage.do(Ledger.record_operation, 4, "op-new", NOW),
             ]
         assert await asyncio.gather(*asked) == [None, 1, None, True]
 
@@ -164,8 +164,8 @@ def test_operation_ids_go_ahead_of_everything_that_came_before_them(files: Files
         with meanwhile(storage):
             storage.do(note)
             storage.do(note)
-            storage.record_operation(5, "op-a", NOW)
-            last = storage.record_operation(4, "op-b", NOW)
+            storage.do(Ledger.record_operation, 5, "op-a", NOW)
+            last = storage.do(Ledger.record_operation, 4, "op-b", NOW)
         await last
 
     play(files, story)
@@ -174,9 +174,9 @@ def test_operation_ids_go_ahead_of_everything_that_came_before_them(files: Files
 
 def test_a_call_returns_when_its_effect_can_be_read_by_others(files: Files) -> None:
     async def story(storage: Storage) -> None:
-        assert await storage.record_operation(4, "op-new", NOW)
+        assert await storage.do(Ledger.record_operation, 4, "op-new", NOW)
         assert files.state(4) is State.OPEN
-        assert not await storage.record_operation(5, "op-new", NOW)
+        assert not await storage.do(Ledger.record_operation, 5, "op-new", NOW)
         assert files.state(5) is State.HELD
 
     play(files, story)
@@ -205,8 +205,8 @@ def test_ids_that_come_with_a_failing_append_still_go_to_disk(files: Files) -> N
             asked: list[asyncio.Future[Any]] = [
                 storage.write_lines(files.lines(1)),
                 storage.do(Ledger.next_epoch),
-                storage.record_operation(4, "op-a", NOW),
-                storage.record_operation(5, "op-b", NOW),
+                storage.do(Ledger.record_operation, 4, "op-a", NOW),
+                storage.do(Ledger.record_operation, 5, "op-b", NOW),
             ]
         errors = await asyncio.gather(*asked, return_exceptions=True)
         assert [type(error) for error in errors] == [DiskProblem] * 4
@@ -221,8 +221,8 @@ def test_ids_that_come_with_a_failing_append_still_go_to_disk(files: Files) -> N
 def test_an_id_of_a_batch_that_failed_is_kept_though_another_id_was_the_reason(files: Files) -> None:
     async def story(storage: Storage) -> None:
         with meanwhile(storage):
-            wrong = storage.record_operation(1, "op-wrong", NOW)  # is open already
-            right = storage.record_operation(4, "op-right", NOW)
+            wrong = storage.do(Ledger.record_operation, 1, "op-wrong", NOW)  # is open already
+            right = storage.do(Ledger.record_operation, 4, "op-right", NOW)
         for asked in (wrong, right):
             with pytest.raises(StateConflict):
                 await asked
@@ -234,7 +234,7 @@ def test_an_id_of_a_batch_that_failed_is_kept_though_another_id_was_the_reason(f
 def test_an_id_for_a_record_that_is_not_on_its_way_is_told_to_who_asked(files: Files) -> None:
     async def story(storage: Storage) -> None:
         with pytest.raises(StateConflict):
-            await storage.record_operation(1, "op-wrong", NOW)
+            await storage.do(Ledger.record_operation, 1, "op-wrong", NOW)
 
     play(files, story)
 
@@ -248,7 +248,7 @@ def test_after_one_failure_every_later_call_raises_it_and_touches_nothing(files:
         for later in (
             storage.write_lines(files.lines(2)),
             storage.do(Ledger.next_epoch),
-            storage.record_operation(4, "op-new", NOW),
+            storage.do(Ledger.record_operation, 4, "op-new", NOW),
         ):
             with pytest.raises(DiskProblem, match="No space left"):
                 await later
