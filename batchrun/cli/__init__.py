@@ -12,7 +12,6 @@ from importlib import import_module
 from io import TextIOWrapper
 
 import click
-from click.core import ParameterSource
 
 import batchrun
 from batchrun.cli.report import report_bug, report_problem, say
@@ -20,21 +19,15 @@ from batchrun.errors import DISK, BatchrunError, UsageProblem
 from batchrun.log import keep_secret, redact
 
 VERBS = {
-    "Work": {
-        "run": "send a file (* runs when no command is named)",
-        "resume": "continue a job, or every unfinished job below a folder, with its stored settings",
-        "retry": "send failed, held or expired records again",
-    },
-    "Look": {
-        "check": "read the whole input and say what is wrong with it; send nothing",
-        "status": "progress, failures and what to do next, from any terminal",
-        "verify": "prove that input, ledger and output agree",
-    },
-    "Take away": {"export": "answers as jsonl, openai, yandex-dataset, csv or txt"},
-    "Set up": {
-        "demo": "200 prompts through the local emulator, with faults",
-        "emulator": "local server that plays the API, with faults on demand",
-    },
+    "run": "send a file; what is done when no command is named",
+    "resume": "continue a job, or every unfinished job below a folder, with its stored settings",
+    "retry": "send failed, held or expired records again",
+    "check": "read the whole input and say what is wrong with it; send nothing",
+    "status": "progress, failures and what to do next, from any terminal",
+    "verify": "prove that input, ledger and output agree",
+    "export": "answers as jsonl, openai, yandex-dataset, csv or txt",
+    "demo": "200 prompts through the local emulator, with faults",
+    "emulator": "local server that plays the API, with faults on demand",
 }
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
 
@@ -43,35 +36,30 @@ class Verbs(click.Group):
     """Loads a verb when it is called, and runs ``run`` when none is named."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for group in VERBS.values() for name in group]
+        return list(VERBS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        known = name in self.list_commands(ctx)
-        command: click.Command | None = getattr(import_module(f"batchrun.cli.{name}"), name) if known else None
+        command: click.Command | None = getattr(import_module(f"batchrun.cli.{name}"), name) if name in VERBS else None
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        own = {*self.list_commands(ctx), "-h", "--help", "-V", "--version"}
+        own = {*VERBS, "-h", "--help", "-V", "--version"}
         if args and args[0] not in own:
-            self._refuse_typo(ctx, args[0])
+            self._refuse_typo(args[0])
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
-    def _refuse_typo(self, ctx: click.Context, word: str) -> None:
+    def _refuse_typo(self, word: str) -> None:
         """A lone word that is no file was meant as a command."""
         if word.startswith("-") or any(mark in word for mark in "./\\") or os.path.exists(word):
             return
-        alike = difflib.get_close_matches(word, self.list_commands(ctx), n=1)
+        alike = difflib.get_close_matches(word, VERBS, n=1)
         hint = f"did you mean: batchrun {alike[0]}" if alike else "batchrun --help lists the commands"
         raise UsageProblem(f"no command and no file is called '{word}'", remedy=hint)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        width = max(len(name) for name in self.list_commands(ctx)) + 1
-        for title, verbs in VERBS.items():
-            with formatter.section(title):
-                formatter.write_dl(
-                    [(f"{name}{'*' * (name == 'run')}".ljust(width), text) for name, text in verbs.items()]
-                )
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
 
 
 @click.group(cls=Verbs, context_settings=CONTEXT, invoke_without_command=False)
@@ -107,15 +95,6 @@ def main() -> None:
     sys.exit(code)
 
 
-def _read_from(problem: click.ClickException) -> str:
-    """Where a bad value comes from, if nobody has typed it."""
-    match problem:
-        case click.BadParameter(ctx=click.Context() as context, param=click.Option(name=str() as name)):
-            if context.get_parameter_source(name) is ParameterSource.ENVIRONMENT:
-                return f" (from the environment: BATCHRUN_{name.upper()})"
-    return ""
-
-
 def exit_code_of(command: Callable[[], int | None]) -> int:
     """Do it. Whatever ends it early is told in words."""
     try:
@@ -126,8 +105,8 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
         problem.show()
         return problem.exit_code
     except click.ClickException as problem:
-        say(f"error: {redact(problem.format_message())}{_read_from(problem)}")
-        say("  batchrun --help, or batchrun COMMAND --help, lists what there is")
+        say(f"error: {redact(problem.format_message())}")
+        say("  batchrun COMMAND --help lists what there is; options also come from the environment (BATCHRUN_RPS)")
         return problem.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
