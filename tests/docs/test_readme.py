@@ -121,7 +121,7 @@ def test_the_transcript_is_what_the_demo_prints(tmp_path: Path, monkeypatch: pyt
 def test_the_options_of_the_readme_have_the_defaults_that_help_shows() -> None:
     help_text = " ".join(run.get_help(run.make_context("run", ["in.jsonl"])).split())
     for option, default, _ in table(README, "option"):
-        shown = re.search(rf"{option} [A-Z]+ [^\[]*\[([^\]]+)\]", help_text)
+        shown = re.search(rf"{option} [A-Z]+ [^\[]*\[default: \(?([^;)\]]+)", help_text)
         assert shown is not None, option
         assert shown[1] == default.replace(" times ", " x "), option
 
