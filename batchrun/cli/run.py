@@ -128,14 +128,12 @@ def config_of(options: dict[str, Any]) -> JobConfig:
     refuse_unknown_settings()
     if given.output is None:
         raise UsageProblem("where should the answers go?", remedy="add -o answers.jsonl")
-    refuse_strange_text(options)
     if os.path.isdir(given.output):
         raise UsageProblem(f"{given.output} is a directory", remedy="name a file with -o")
-    if not os.path.isdir(given.output.parent):
-        raise DiskProblem(
-            f"there is no folder {given.output.parent}, or it may not be entered",
-            remedy="make it, or choose another -o",
-        )
+    try:
+        "".join(map(str, options.values())).encode()
+    except UnicodeEncodeError as error:
+        raise UsageProblem("a name or text among the options is not in UTF-8", remedy="give it in UTF-8") from error
     paths = JobPaths.of(given.output, given.state_dir)
     refuse_log(given.log_file, paths, given.input)
     refuse_contradictions(given)
@@ -201,20 +199,6 @@ def refuse_contradictions(given: SimpleNamespace) -> None:
             raise UsageProblem(problem, remedy=f"leave out {remedy}")
     if is_emulated:
         settings_of(given.emulator_faults, "--emulator-faults")
-
-
-def refuse_strange_text(options: dict[str, Any]) -> None:
-    """Raise UsageProblem for names and texts that are no UTF-8."""
-    for name in ("input", "output", "state_dir", "model", "system", "prompt_column", "template"):
-        try:
-            str(options[name]).encode()
-            if isinstance(options[name], Path):
-                os.lstat(options[name])
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            continue  # whoever opens it says so
-        except (UnicodeEncodeError, OSError) as error:
-            cause = f"{'INPUT' if name == 'input' else '--' + name.replace('_', '-')} cannot be used as it is"
-            raise UsageProblem(cause, remedy="give a name or text in UTF-8 that fits") from error
 
 
 def refuse_unknown_settings() -> None:
