@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import sys
@@ -173,30 +172,20 @@ def refuse_contradictions(given: SimpleNamespace) -> None:
     """Raise UsageProblem for options that cannot be meant together."""
     begins_anew = given.new_run or given.if_finished == "new"
     is_emulated = given.provider == "emulator"
-    both = given.template is not None and given.prompt_column is not None
-    for is_so, problem, remedy in (
-        (given.collect_only and begins_anew, "--collect-only begins no new job", "--new-run and --if-finished"),
+    for is_so, problem in (
+        (given.collect_only and begins_anew, "--collect-only begins no new job"),
+        (given.collect_only and given.dry_run, "--collect-only sends nothing, so there is nothing to look at"),
+        (given.rebuild_output and begins_anew, "--rebuild-output is for the job that is there, and begins no new one"),
+        (given.accept_changed and given.limit, "--accept-changed is for the whole input, without --limit"),
+        (given.emulator_faults and not is_emulated, "--emulator-faults goes with --provider emulator"),
+        (given.endpoint and is_emulated, "--provider emulator and --endpoint name two servers"),
         (
-            given.collect_only and given.dry_run,
-            "--collect-only sends nothing, so there is nothing to look at",
-            "--dry-run",
+            given.template and given.prompt_column is not None,
+            "both --template and --prompt-column would make the prompt",
         ),
-        (given.accept_changed and given.limit, "--accept-changed is for the whole input", "--limit"),
-        (
-            given.rebuild_output and begins_anew,
-            "--rebuild-output is for the job that is there",
-            "--new-run, --if-finished",
-        ),
-        (given.emulator_faults and not is_emulated, "--emulator-faults goes with --provider emulator", "one of them"),
-        (
-            is_emulated and given.endpoint,
-            "--provider emulator and --endpoint name two servers",
-            "one of them, or unset BATCHRUN_ENDPOINT",
-        ),
-        (both, "both --template and --prompt-column would make the prompt", "one of them"),
     ):
         if is_so:
-            raise UsageProblem(problem, remedy=f"leave out {remedy}")
+            raise UsageProblem(problem, remedy="leave out one of them; BATCHRUN_… in the environment counts as well")
     if is_emulated:
         settings_of(given.emulator_faults, "--emulator-faults")
 
@@ -204,13 +193,11 @@ def refuse_contradictions(given: SimpleNamespace) -> None:
 def refuse_unknown_settings() -> None:
     """Raise UsageProblem for a BATCHRUN_… that no option reads: a typo there would cost money unseen."""
     options = [each for each in run.params if isinstance(each, click.Option)]
-    is_read = {f"BATCHRUN_{option.name}".upper(): option.allow_from_autoenv for option in options}
+    is_read = {f"BATCHRUN_{option.name}".upper() for option in options if option.allow_from_autoenv}
     for name in os.environ:
-        if name.startswith("BATCHRUN_") and not is_read.get(name):
-            alike = difflib.get_close_matches(name, is_read, n=1)
-            hint = f"did you mean {alike[0]}?" if alike else "unset it; batchrun run --help lists the options"
-            hint = "unset it: that option is only given by hand" if name in is_read else hint
-            raise UsageProblem(f"{name} is set, and is no setting of batchrun", remedy=hint)
+        if name.startswith("BATCHRUN_") and name not in is_read:
+            remedy = "unset it; batchrun run --help lists the options, and which are only given by hand"
+            raise UsageProblem(f"{name} is set, and is no setting of batchrun", remedy=remedy)
 
 
 def system_text(given: str) -> str:

@@ -52,7 +52,7 @@ def test_the_emulator_and_an_address_are_not_asked_for_at_once(bench: Bench) -> 
         2,
         [
             "error: --provider emulator and --endpoint name two servers",
-            "  leave out one of them, or unset BATCHRUN_ENDPOINT",
+            "  leave out one of them; BATCHRUN_… in the environment counts as well",
         ],
     )
     assert not bench.state.exists()
@@ -139,7 +139,7 @@ def test_after_a_new_run_the_way_on_is_not_another_new_run(finished: Bench) -> N
 def test_what_no_environment_decides_is_refused_there(finished: Bench) -> None:
     """Fails if a setting that is not read is passed over, or if nobody is told that a bad one may stand there."""
     for name, value, said in (
-        ("BATCHRUN_IF_FINISHED", "new", "unset it: that option is only given by hand"),
+        ("BATCHRUN_IF_FINISHED", "new", "BATCHRUN_IF_FINISHED is set, and is no setting"),
         ("BATCHRUN_CONCURRENCY", "ten", "options also come from the environment"),
     ):
         ran = finished.run(env={**finished.environment, name: value})
