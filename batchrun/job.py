@@ -82,10 +82,8 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
             if code != DISK:  # a disk that has failed is not written to again; the next start looks closely
                 close_job(config, recovered, code, problem)
         event("finished", exit_code=code, **{str(state): count for state, count in summary.counts.items()})
-    put_aside, lines_gone, seconds = recovered.put_aside, recovered.lines_gone, time.time() - started_at
-    return replace(
-        summary, exit_code=code, problem=problem, put_aside=put_aside, lines_gone=lines_gone, seconds=seconds
-    )
+    lines_gone, seconds = recovered.lines_gone, time.time() - started_at
+    return replace(summary, exit_code=code, problem=problem, lines_gone=lines_gone, seconds=seconds)
 
 
 def _damaged(config: JobConfig, how: str) -> DiskProblem:

@@ -45,7 +45,6 @@ class Recovered:
     source: Source
     run_id: int
     has_work: bool
-    put_aside: str | None = None
     lines_gone: int = 0  # records whose line was wanted for the output or the failures, and is not there any more
 
 
@@ -124,10 +123,11 @@ def bring_in_step(config: JobConfig, now: float, held: ExitStack) -> Recovered:
     if put_aside is not None:
         old.release()
         event("put_aside", suffix=put_aside)
+        config.tell(f"the job before is kept, its files with {put_aside} at the end of their names")
     results.end = ledger.job().out_committed
     waiting = (State.OPEN,) if config.collect_only else (State.NEW, State.OPEN)
     has_work = source.first_offset < source.end or any(row["state"] in waiting for row in ledger.fetch("tally"))
-    return Recovered(ledger, results, source, run_id, has_work, put_aside)
+    return Recovered(ledger, results, source, run_id, has_work)
 
 
 def open_if_there(config: JobConfig) -> int:

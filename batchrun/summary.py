@@ -34,7 +34,6 @@ class Summary:
     seconds: float = 0.0
     exit_code: int | None = None
     problem: BatchrunError | None = None
-    put_aside: str | None = None
     lines_gone: int = 0
 
     @property

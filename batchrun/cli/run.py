@@ -107,9 +107,6 @@ def print_summary(summary: Summary, config: JobConfig) -> None:
     say(f"{headline(summary)}   {duration(summary.seconds)}")
     for line in details(summary):
         say(line)
-    if summary.put_aside:
-        before = (Path(f"{path}{summary.put_aside}") for path in (config.paths.output, config.paths.state))
-        say(f"the job before is kept: batchrun status {JobPaths.of(*before).named}")
     say(f"answers  {config.paths.output}")
     if config.paths.failures.exists():
         say(f"failures {config.paths.failures}")
