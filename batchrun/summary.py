@@ -106,10 +106,14 @@ def details(summary: Summary) -> list[str]:
         lines.append(f"failed   {kinds}")
     if summary.named:
         lines.append(f"possibly paid twice: {names_of(summary)}")
-    if summary.counts[State.OPEN] and summary.oldest_open_at is not None:
-        until = datetime.fromtimestamp(summary.oldest_open_at + Yandex.retention_s)
-        lines.append(f"the open ones go on without us; their answers are kept until {until:%d %b %H:%M}")
+    if summary.counts[State.OPEN]:
+        lines.append(f"the open ones go on without us; their answers are kept until {kept_until(summary)}")
     return lines
+
+
+def kept_until(summary: Summary) -> str:
+    """When the first answer to what is open may lapse."""
+    return f"{datetime.fromtimestamp((summary.oldest_open_at or 0.0) + Yandex.retention_s):%d %b %H:%M}"
 
 
 def names_of(summary: Summary) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import fields
@@ -17,11 +16,10 @@ from batchrun import errors
 from batchrun.cli.options import OUTPUT, SETTINGS, STATE_DIR
 from batchrun.cli.report import print_lines
 from batchrun.errors import DiskProblem, UsageProblem
-from batchrun.providers.yandex import Yandex
 from batchrun.record import Settings, State
 from batchrun.storage.jobdir import JobPaths, is_locked
 from batchrun.storage.ledger import Ledger, PastRun
-from batchrun.summary import Summary, duration, names_of, retry_of_doubtful, summarize
+from batchrun.summary import Summary, kept_until, names_of, retry_of_doubtful, summarize
 from batchrun.template import compiled
 
 MUST_BE_MENDED = frozenset({errors.USAGE, errors.INPUT, errors.CREDENTIALS, errors.BUG, errors.DISK})
@@ -47,12 +45,8 @@ def open_job(paths: JobPaths, at_rest_to: str = "") -> Ledger:
         UsageProblem: there is no such job, or it does not rest.
     """
     if not paths.ledger.exists():
-        if paths.output.is_dir():
-            raise UsageProblem(f"{paths.output} is a folder", remedy="name one output in it")
-        is_nowhere = not paths.output.exists() and not paths.state.exists()
-        cause = ": no such file or folder" if is_nowhere else f" has no job ({paths.state} is not there)"
         remedy = "name the file given with -o, and --state-dir if the run had one"
-        raise UsageProblem(f"{paths.output}{cause}", remedy=remedy)
+        raise UsageProblem(f"{paths.output} has no job ({paths.state} is not there)", remedy=remedy)
     if at_rest_to and is_locked(paths):
         raise UsageProblem(f"{paths.output} is being written by a run", remedy=f"{at_rest_to} when it has ended")
     ledger = Ledger.read_only(paths.ledger)
@@ -115,7 +109,7 @@ def describe(ledger: Ledger, paths: JobPaths) -> Iterator[str]:
         ("held", counts[State.HELD], "nobody can know whether they were accepted; a person decides"),
         ("expired", counts[State.EXPIRED], "paid, and no longer kept by the service"),
         ("no reply", counts[State.INTENT], "" if running else "may have been accepted; the next run says so"),
-        ("open", counts[State.OPEN], _open_until(summary)),
+        ("open", counts[State.OPEN], f"their answers are kept until {kept_until(summary)}"),
         ("not sent", summary.unsent, ""),
         ("total", summary.total, ""),
     ):
@@ -132,38 +126,20 @@ def describe(ledger: Ledger, paths: JobPaths) -> Iterator[str]:
     yield f"  next: {'wait; it is at work' if running else _next(summary, last, ledger, paths)}"
 
 
-def _open_until(summary: Summary) -> str:
-    oldest, now = summary.oldest_open_at, time.time()
-    if oldest is None:
-        return ""
-    until = oldest + Yandex.retention_s
-    safe = "answers safe until" if until > now else "answers lapse since"
-    return f"oldest {duration(now - oldest)} · {safe} {datetime.fromtimestamp(until):%d %b %H:%M}"
-
-
 def _next(summary: Summary, last: PastRun | None, ledger: Ledger, paths: JobPaths) -> str:
-    counts, options = summary.counts, ledger.job().options
+    counts = summary.counts
     if last is not None and last.exit_code in MUST_BE_MENDED and last.remedy:
         return last.remedy
     if not paths.output.exists() and counts[State.DONE]:
-        return (
-            f"{paths.output} is gone: the same command with --rebuild-output fetches again what the service still keeps"
-        )
-    limit = json.loads(options).get("limit")
+        return f"{paths.output} is gone: the same command with --rebuild-output fetches again what is still kept"
+    limit = json.loads(ledger.job().options).get("limit")
     if summary.unsent is None or (summary.unsent and isinstance(limit, int) and summary.is_finished(limit)):
         return "the same command without --limit sends the rest"
     if summary.unsent or counts[State.OPEN] or counts[State.INTENT]:
-        if options == "{}":
-            return "the same command again"
         return f"batchrun resume {paths.named}"
     if again := retry_of_doubtful(summary, paths.named):
         return f"decide: {again}"
     if counts[State.FAILED]:
-        again = "the same command" if ledger.job().input_source == "-" else f"batchrun resume {paths.named}"
-        ways = [f"{again} sends a mended line"]
-        if next(ledger.rows_to_retry(""), None) is not None:
-            ways.append(f"batchrun retry {paths.named} what may pass now")
-        elif any(kind != "bad_input" for kind, _, _ in summary.failed_kinds):
-            ways.append(f"batchrun retry {paths.named} --only KIND one as it is")
-        return f"look at {paths.failures}; {', '.join(ways)}"
+        retry = f"batchrun retry {paths.named} sends again what may pass, with --only KIND any of a kind"
+        return f"look at {paths.failures}; the same command sends mended lines; {retry}"
     return "nothing, every record is written"

@@ -183,7 +183,7 @@ def test_collecting_begins_no_job(command: Command, nothing: Path, tmp_path: Pat
 
 def test_a_folder_without_jobs_has_nothing_to_go_on_with(command: Command, tmp_path: Path) -> None:
     assert command("resume", str(tmp_path)) == Said(0, "", f"batchrun: no job below {tmp_path}\n")
-    assert "no such file or folder" in command("resume", "typo/").err
+    assert "typo has no job" in command("resume", "typo/").err
     assert "one output" in command("resume", str(tmp_path), "--state-dir", "state").err
 
 
