@@ -20,7 +20,6 @@ from batchrun.record import Settings, State
 from batchrun.storage.jobdir import JobPaths, is_locked
 from batchrun.storage.ledger import Ledger, PastRun
 from batchrun.summary import Summary, kept_until, names_of, retry_of_doubtful, summarize
-from batchrun.template import compiled
 
 MUST_BE_MENDED = frozenset({errors.USAGE, errors.INPUT, errors.CREDENTIALS, errors.BUG, errors.DISK})
 
@@ -80,18 +79,12 @@ def file_read(ledger: Ledger, paths: JobPaths) -> Path:
 
 def settings_of(ledger: Ledger) -> Settings:
     """What the job's requests were made with."""
-    given = json.loads(ledger.job().settings)
-    try:
-        settings = Settings(**{each.name: given[each.name] for each in fields(Settings) if each.name in given})
-        texts = (settings.provider, settings.model, settings.format)
-        maybe = (settings.system, settings.prompt_column, settings.template, settings.schema)
-        if not all(isinstance(each, str) for each in texts) or not all(isinstance(each, str | None) for each in maybe):
-            raise TypeError("no settings")
-        if settings.template is not None:
-            compiled(settings.template)
-    except Exception as error:  # whatever it is that Jinja finds wrong: it was right when it was written
+    job = ledger.job()
+    given = json.loads(job.settings)
+    settings = Settings(**{each.name: given.get(each.name, each.default) for each in fields(Settings)})
+    if settings.digest() != job.settings_digest:
         remedy = "--new-run begins anew and pays again"
-        raise DiskProblem(f"the ledger `{ledger.path}` is damaged", remedy=remedy) from error
+        raise DiskProblem(f"the ledger `{ledger.path}` is damaged", remedy=remedy)
     return settings
 
 
