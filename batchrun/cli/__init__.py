@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from io import TextIOWrapper
+from pathlib import Path
 
 import click
 
@@ -95,8 +96,8 @@ def main() -> None:
     sys.exit(code)
 
 
-def exit_code_of(command: Callable[[], int | None]) -> int:
-    """Do it. Whatever ends it early is told in words."""
+def exit_code_of(command: Callable[[], int | None], about: Path | None = None) -> int:
+    """Do it. Whatever ends it early is told in words. ``about``: the output of the job, if it is one of several."""
     try:
         return command() or 0
     except SystemExit:  # click's, when a pipe broke: of `status | head`, the reader has seen enough
@@ -111,7 +112,7 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except BatchrunError as problem:
-        return report_problem(problem)
+        return report_problem(problem, about)
     except OSError as error:
         say(f"error: {redact(str(error.filename or 'the output'))}: {os.strerror(error.errno or 0)}")
         say("  see to the disk or the file, then run the same command")

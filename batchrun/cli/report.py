@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable
 from datetime import datetime
+from pathlib import Path
 
 import click
 
@@ -32,19 +33,20 @@ def print_lines(lines: Iterable[str]) -> None:
             click.echo(redact(line))
 
 
-def report_problem(problem: BatchrunError) -> int:
-    """Say what is wrong and what to do. Returns the exit code.
+def report_problem(problem: BatchrunError, about: Path | None = None) -> int:
+    """Say what is wrong and what to do. Returns the exit code. ``about``: a name that must be in it.
 
     Without a terminal nothing is said of exit 75: cron would mail it every night, and the next run settles it. A run
     that has held the job for more than a day is worth the mail.
     """
-    event("ended", logging.ERROR, exit_code=problem.exit_code, cause=problem.cause)
+    cause = problem.cause if about is None or str(about) in problem.cause else f"{about}: {problem.cause}"
+    event("ended", logging.ERROR, exit_code=problem.exit_code, cause=cause)
     since = problem.since if isinstance(problem, AlreadyRunning) else None
     overdue = since is not None and time.time() - since > DAY_S
     if problem.exit_code != RUN_AGAIN or sys.stderr.isatty() or overdue:
         for line in problem.before:
             say(redact(line))
-        say(f"{'' if problem.before else problem.label}{redact(problem.cause)}")
+        say(f"{'' if problem.before else problem.label}{redact(cause)}")
         say(f"  {redact(problem.remedy)}")
     return problem.exit_code
 

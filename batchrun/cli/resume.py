@@ -5,37 +5,24 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from shlex import quote
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from batchrun.cli import exit_code_of
 from batchrun.cli.options import END, PATH, SCREEN, SETTINGS, STATE_DIR
-from batchrun.cli.report import say
+from batchrun.cli.report import report_problem, say
 from batchrun.cli.run import config_of, refuse_log, run, run_job, say_unwell, start_log
-from batchrun.cli.status import input_of, open_job, settings_of
+from batchrun.cli.status import input_of, limit_of, open_job, settings_of
 from batchrun.config import REMEMBERED, JobConfig
-from batchrun.errors import (
-    BUG,
-    CREDENTIALS,
-    DECISION,
-    DISK,
-    INPUT,
-    RUN_AGAIN,
-    USAGE,
-    BatchrunError,
-    InputProblem,
-    UsageProblem,
-)
+from batchrun.errors import CREDENTIALS, DECISION, RUN_AGAIN, DiskProblem, InputProblem, UsageProblem
 from batchrun.providers.http import check_endpoint, is_loopback
 from batchrun.record import State
 from batchrun.storage.jobdir import AlreadyRunning, JobPaths, is_locked, read_holder
@@ -44,7 +31,7 @@ from batchrun.summary import summarize
 
 PATHS = click.Argument(["paths"], type=PATH, nargs=-1, required=True, metavar="PATH...")
 SIGNALLED = (143, 130, 129)
-SERIOUS = (BUG, DISK, CREDENTIALS, USAGE, INPUT, RUN_AGAIN, *SIGNALLED, DECISION, 1, 0)
+SERIOUS = (70, 74, 5, 2, 3, 75, *SIGNALLED, 4, 1, 0)
 """The exit codes of several jobs: the first of them stands."""
 
 
@@ -69,84 +56,71 @@ def resume(
     whose answers lapse first before the others, and share the hourly quota. Finished jobs of a
     folder are left alone. Of several exit codes the most serious stands.
     """
-    codes, waiting, job_ids = {0}, list[tuple[float, JobConfig]](), dict[Path, str]()
+    codes, waiting = {0}, list[tuple[float, JobConfig]]()
+    job_ids, inputs = dict[Path, str](), list[Path]()
+    are_several = len(paths) > 1 or paths[0].is_dir()
 
     def tell(error: OSError) -> None:
-        codes.add(exit_code_of(partial(_raise, error)))
-
-    jobs = jobs_of(paths, state_dir, tell)
-    if not jobs and codes == {0} and not quiet:
-        say(f"batchrun: no job below {', '.join(map(str, paths))}")
-    for job, _ in jobs:
-        inputs = list[Path]()
-        with suppress(BatchrunError, OSError), closing(open_job(job)) as ledger:  # ``look`` says what is wrong with it
-            job_ids[job.output] = ledger.job().job_id
-            inputs.append(input_of(ledger, job))
-        refuse_log(log_file, job, *inputs)
+        codes.add(report_problem(DiskProblem(f"{error.filename}: {error.strerror}", remedy="see to its permissions")))
 
     def look(job: JobPaths, is_named: bool) -> int:
         """Let the job wait for its turn if it has anything to do; else its code, if anybody must know."""
-        if is_locked(job):
-            raise AlreadyRunning(job, read_holder(job))
         with closing(open_job(job)) as ledger:
+            job_ids[job.output] = ledger.job().job_id
+            inputs.append(input_of(ledger, job))
+            if is_locked(job):
+                raise AlreadyRunning(job, read_holder(job))
             summary, last = summarize(ledger), ledger.last_run()
             was_cut = last is not None and last.ended_at is None  # its failures may not be told yet
-            is_over = (summary.is_finished() and not was_cut) or (collect_only and not summary.counts[State.OPEN])
-            if is_named or not is_over:
+            is_over = summary.is_finished(limit_of(ledger)) and not was_cut
+            if is_named or not (is_over or (collect_only and not summary.counts[State.OPEN])):
+                refuse_misplaced(job, is_named)
                 others = tuple(other.ledger for other, _ in jobs if other != job)
-                this_run = {"deadline": deadline, "collect_only": collect_only, "beside": others}
-                config = config_of_job(ledger, job, **this_run)
-                if is_named or was_cut or not summary.is_finished(config.limit):
-                    refuse_doubtful(job, is_named, job_ids)
-                    with suppress(PermissionError):  # the run itself will say so
-                        if not collect_only and not config.input.exists():
-                            remedy = "put it back, or --collect-only fetches what was sent already"
-                            raise UsageProblem(f"{config.input}: no such file", remedy=remedy)
-                    waiting.append((summary.oldest_open_at or math.inf, config))
-                    return 0
+                config = config_of_job(ledger, job, deadline=deadline, collect_only=collect_only, beside=others)
+                waiting.append((summary.oldest_open_at or math.inf, config))
+                return 0
         if summary.job_exit_code() != DECISION:
             return 0
         say_unwell(summary, job)
         return DECISION
 
-    def code_of(job: JobPaths, command: Callable[[], int]) -> int:
-        """The code with which it ends. What is wrong with one job of several is told with its name."""
-        with by_name(job) if len(paths) > 1 or paths[0].is_dir() else nullcontext():
-            return command()
+    def go_on(config: JobConfig) -> int:
+        refuse_copy(config.paths.output, job_ids)
+        if not collect_only and not config.input.exists():
+            remedy = "put it back, or --collect-only fetches what was sent already"
+            raise UsageProblem(f"{config.input}: no such file", remedy=remedy)
+        return run_job(config, quiet=quiet)
 
-    codes |= {exit_code_of(partial(code_of, job, partial(look, job, is_named))) for job, is_named in jobs}
+    jobs = jobs_of(paths, state_dir, tell)
+    if not jobs and codes == {0} and not quiet:
+        say(f"batchrun: no job below {', '.join(map(str, paths))}")
+    for job, is_named in jobs:
+        codes.add(exit_code_of(partial(look, job, is_named), about=job.output if are_several else None))
     if waiting:
+        for job, _ in jobs:
+            refuse_log(log_file, job, *inputs)
         start_log(log_file, verbose=verbose)
     for _, config in sorted(waiting, key=lambda each: each[0]):
-        code = RUN_AGAIN
-        if deadline is None or time.monotonic() < deadline:
-            code = exit_code_of(partial(code_of, config.paths, partial(run_job, config, quiet=quiet)))
+        code = exit_code_of(partial(go_on, config), about=config.paths.output if are_several else None)
         codes.add(code)
         if code in (CREDENTIALS, *SIGNALLED) or (code == RUN_AGAIN and not is_locked(config.paths)):
             break  # what ended this one would end the others as well
     return min(codes, key=SERIOUS.index)
 
 
-@contextmanager
-def by_name(job: JobPaths) -> Iterator[None]:
-    """Put the job's output first in what is wrong with it, unless it is named there."""
-    try:
-        yield
-    except BatchrunError as problem:
-        if not re.search(rf"(?<![^ `]){re.escape(str(job.output))}(?![^ `:,])", problem.cause):
-            problem.cause = f"{job.output}: {problem.cause}"
-        raise
-
-
-def refuse_doubtful(job: JobPaths, is_named: bool, job_ids: dict[Path, str]) -> None:
-    """Raise InputProblem for a job that is there more than once, or that was found without its output."""
-    same = [path for path, job_id in job_ids.items() if path != job.output and job_id == job_ids.get(job.output)]
-    if same:
-        cause = f"{job.output} and {same[0]} are copies of one job: both would pay"
-        raise InputProblem(cause, remedy="move one away, or name only the output that shall go on")
+def refuse_misplaced(job: JobPaths, is_named: bool) -> None:
+    """Raise InputProblem for a job that was found without its output: its state may be that of another output."""
     if not is_named and not job.output.exists():
         remedy = f"put it back, or name the job's own: batchrun resume OUTPUT --state-dir {quote(str(job.state))}"
         raise InputProblem(f"{job.output} is not there, and {job.state} holds a job", remedy=remedy)
+
+
+def refuse_copy(output: Path, job_ids: dict[Path, str]) -> None:
+    """Raise InputProblem for a job that is there more than once."""
+    same = [path for path, job_id in job_ids.items() if path != output and job_id == job_ids[output]]
+    if same:
+        cause = f"{output} and {same[0]} are copies of one job: both would pay"
+        raise InputProblem(cause, remedy="move one away, or name only the output that shall go on")
 
 
 def jobs_of(
@@ -161,10 +135,6 @@ def jobs_of(
     outputs = (state.with_suffix("") for state in states if state.suffix == ".batchrun")
     below = [(JobPaths.of(path), False) for path in outputs if not path.name.endswith(".errors.ndjson")]
     return list({job.state.resolve(): (job, is_named) for job, is_named in (*below, *named)}.values())
-
-
-def _raise(error: OSError) -> NoReturn:
-    raise error
 
 
 def config_of_job(ledger: Ledger, paths: JobPaths, **this_run: Any) -> JobConfig:

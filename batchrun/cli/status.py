@@ -88,6 +88,12 @@ def settings_of(ledger: Ledger) -> Settings:
     return settings
 
 
+def limit_of(ledger: Ledger) -> int | None:
+    """The ``--limit`` of the job's last start."""
+    limit = json.loads(ledger.job().options).get("limit")
+    return limit if isinstance(limit, int) else None
+
+
 def describe(ledger: Ledger, paths: JobPaths) -> Iterator[str]:
     """The screen of ``status``."""
     job, summary, last = ledger.job(), summarize(ledger), ledger.last_run()
@@ -125,8 +131,8 @@ def _next(summary: Summary, last: PastRun | None, ledger: Ledger, paths: JobPath
         return last.remedy
     if not paths.output.exists() and counts[State.DONE]:
         return f"{paths.output} is gone: the same command with --rebuild-output fetches again what is still kept"
-    limit = json.loads(ledger.job().options).get("limit")
-    if summary.unsent is None or (summary.unsent and isinstance(limit, int) and summary.is_finished(limit)):
+    limit = limit_of(ledger)
+    if summary.unsent is None or (summary.unsent and limit is not None and summary.is_finished(limit)):
         return "the same command without --limit sends the rest"
     if summary.unsent or counts[State.OPEN] or counts[State.INTENT]:
         return f"batchrun resume {paths.named}"

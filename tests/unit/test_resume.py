@@ -20,7 +20,8 @@ import pytest
 from batchrun import job
 from batchrun.cli import exit_code_of
 from batchrun.cli.options import deadline, share
-from batchrun.cli.resume import SERIOUS, by_name, config_of_job, jobs_of, resume
+from batchrun.cli.report import report_problem
+from batchrun.cli.resume import SERIOUS, config_of_job, jobs_of, resume
 from batchrun.cli.run import config_of, run
 from batchrun.cli.status import open_job
 from batchrun.config import REMEMBERED, JobConfig
@@ -167,22 +168,16 @@ def test_a_job_that_is_gone_by_its_turn_is_not_begun_anew(ledger: Ledger, paths:
 
 
 @pytest.mark.parametrize(
-    ("name", "cause", "told"),
+    ("cause", "told"),
     [
-        ("a", "the ledger is damaged", "a: the ledger is damaged"),
-        ("my out", "`my out` is in use by another run", "`my out` is in use by another run"),
-        (
-            "out",
-            "the ledger `out.batchrun/ledger.db` is damaged",
-            "out: the ledger `out.batchrun/ledger.db` is damaged",
-        ),
-        ("out", "out: no such file or folder", "out: no such file or folder"),
+        ("the input is gone", "a/out: the input is gone"),
+        ("`a/out` is in use by another run", "`a/out` is in use by another run"),
+        ("the ledger `a/out.batchrun/ledger.db` is damaged", "the ledger `a/out.batchrun/ledger.db` is damaged"),
     ],
 )
-def test_of_several_jobs_each_is_named_once(name: str, cause: str, told: str) -> None:
-    with pytest.raises(DiskProblem) as caught, by_name(JobPaths.of(Path(name))):
-        raise DiskProblem(cause, remedy="")
-    assert caught.value.cause == told
+def test_of_several_jobs_each_is_named_once(capsys: pytest.CaptureFixture[str], cause: str, told: str) -> None:
+    assert report_problem(DiskProblem(cause, remedy="mend it"), Path("a/out")) == 74
+    assert capsys.readouterr().err == f"error: {told}\n  mend it\n"
 
 
 def test_a_folder_without_a_job_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
