@@ -17,11 +17,11 @@ from batchrun.summary import summarize
 
 KINDS = (
     *("held", "expired", "no_reply", "provider_error", "content_filter", "invalid_argument", "rejected"),
-    *("cancelled", "malformed", "oversize", "bad_input"),
+    *("cancelled", "malformed", "oversize"),
 )
 
 
-ONLY = by_hand("--only KIND", "all of this kind: held, expired, or any kind of failure", click.Choice(KINDS))
+ONLY = by_hand("--only KIND", "all of this kind: held, expired, or a kind of failure", click.Choice(KINDS))
 
 
 @click.command(context_settings=SETTINGS, params=[OUTPUT, ONLY, STATE_DIR])
@@ -34,10 +34,8 @@ def retry(output: Path, only: str | None, state_dir: Path | None) -> int:
       batchrun retry answers.jsonl --only expired
 
     The job goes on with the input and the options of its last run, if it has such records or is finished. A record that
-    may have been paid for already says so in its maybe_paid.
+    may have been paid for already says so in its maybe_paid. A bad line is sent by the same command once it is mended.
     """
-    if only == "bad_input":
-        raise UsageProblem("a bad line cannot be sent", remedy="mend the line in the input: the next run sends it")
     paths = JobPaths.of(output, state_dir)
     with closing(open_job(paths)) as ledger:
         config, summary = config_of_job(ledger, paths, retry=only or ""), summarize(ledger)
