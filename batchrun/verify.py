@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from batchrun.check import is_record, read_lines
+from batchrun.errors import UsageProblem
 from batchrun.lines import digest
 from batchrun.storage.ledger import Ledger, Written
 from batchrun.storage.results import Results, lines_of
@@ -41,7 +42,7 @@ def verify(ledger: Ledger, input_path: Path, output_path: Path) -> Findings:
     """Compare all three.
 
     Raises:
-        OSError: one of the files cannot be read.
+        UsageProblem: one of the files cannot be read.
     """
     found = Findings()
     ledger.check("integrity_check")
@@ -52,11 +53,15 @@ def verify(ledger: Ledger, input_path: Path, output_path: Path) -> Findings:
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """Open a regular file for reading; a pipe in its place is not waited for."""
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(errno.EINVAL, "not a regular file", path)
+    """Open a regular file for reading; a pipe in its place is not waited for. Raises UsageProblem."""
+    try:
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise OSError(errno.EINVAL, "not a regular file")
+    except OSError as error:
+        remedy = "put it back, or see to its permissions; an output is fetched again by a run with --rebuild-output"
+        raise UsageProblem(f"{path} cannot be read ({error.strerror})", remedy=remedy) from error
     return file
 
 

@@ -13,7 +13,7 @@ from batchrun.check import Source, reading_of
 from batchrun.cli import CONTEXT
 from batchrun.cli.options import OUTPUT, PATH, STATE_DIR
 from batchrun.cli.report import say
-from batchrun.cli.status import file_read, open_job, reading, settings_of
+from batchrun.cli.status import file_read, open_job, settings_of
 from batchrun.errors import UsageProblem
 from batchrun.export import FORMATS, Export
 from batchrun.record import State
@@ -46,8 +46,7 @@ def export(output: Path, shape: str, order: str, with_errors: bool, target: Path
         ledger = opened.enter_context(closing(open_job(paths, at_rest_to="export")))
         source = file_read(ledger, paths)
         needed = [output, source] if with_errors or shape == "yandex-dataset" else [output]
-        with reading(output):
-            fds = [opened.enter_context(open_plain(path)).fileno() for path in needed]
+        fds = [opened.enter_context(open_plain(path)).fileno() for path in needed]
         settings, summary = settings_of(ledger), summarize(ledger)
         read = Source(source, fds[-1], 0, None, None, reading=reading_of(settings, fds[-1], os.fstat(fds[-1]).st_size))
         answers = Export(ledger, paths, fds[0], read, settings, shape, with_errors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -53,17 +53,6 @@ def open_job(paths: JobPaths, at_rest_to: str = "") -> Ledger:
         return ledger
     ledger.close()
     raise UsageProblem(f"the job of {paths.output} has not begun", remedy="run it first")
-
-
-@contextmanager
-def reading(output: Path) -> Iterator[None]:
-    """Raise UsageProblem for a file of the job that is not as it should be."""
-    try:
-        yield
-    except OSError as error:
-        again = "; a run with --rebuild-output fetches it again" if str(error.filename) == str(output) else ""
-        remedy = "see to its permissions" if isinstance(error, PermissionError) else f"put it back{again}"
-        raise UsageProblem(f"{error.filename} cannot be read ({error.strerror})", remedy=remedy) from error
 
 
 def input_of(ledger: Ledger, paths: JobPaths) -> Path:

@@ -11,7 +11,7 @@ import click
 from batchrun import verify as proof
 from batchrun.cli.options import OUTPUT, SETTINGS, STATE_DIR
 from batchrun.cli.report import print_lines
-from batchrun.cli.status import file_read, open_job, reading
+from batchrun.cli.status import file_read, open_job
 from batchrun.errors import INPUT
 from batchrun.storage.jobdir import JobPaths
 from batchrun.summary import headline, summarize
@@ -26,7 +26,7 @@ def verify(output: Path, state_dir: Path | None) -> int:
       batchrun verify answers.jsonl
     """
     paths = JobPaths.of(output, state_dir)
-    with closing(open_job(paths, at_rest_to="verify")) as ledger, reading(output):
+    with closing(open_job(paths, at_rest_to="verify")) as ledger:
         found = proof.verify(ledger, file_read(ledger, paths), output)
         state = headline(summarize(ledger))
     print_lines(_report(found, state))
@@ -40,7 +40,4 @@ def _report(found: proof.Findings, state: str) -> Iterator[str]:
     if found.uncommitted_bytes:
         yield f"tail     {found.uncommitted_bytes:>9,} bytes behind the last commit; the next run sees to them"
     yield from found.named
-    if found.differences > len(found.named):
-        yield f"… and {found.differences - len(found.named):,} more differences"
-    count = f"{found.differences:,} difference" + ("s" if found.differences > 1 else "")
-    yield count if found.differences else "all agree"
+    yield f"differences: {found.differences:,}" if found.differences else "all agree"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batchrun.errors import DiskProblem
+from batchrun.errors import DiskProblem, UsageProblem
 from batchrun.lines import digest
 from batchrun.record import Move, Place, State, Usage
 from batchrun.storage.ledger import Ledger
@@ -254,7 +254,7 @@ def test_only_the_part_that_was_checked_is_compared(books: Books) -> None:
 
 def test_a_missing_file_is_said_to_be_missing(books: Books) -> None:
     books.output.unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UsageProblem, match="cannot be read"):
         books.verify()
 
 
