@@ -13,6 +13,7 @@ from rich.table import Column
 from batchrun import job
 from batchrun.config import JobConfig
 from batchrun.record import State
+from batchrun.summary import headline
 
 REFRESH_S = 0.2
 ENDED = (State.DONE, State.FAILED, State.HELD, State.EXPIRED)
@@ -36,11 +37,8 @@ async def show(config: JobConfig, progress: job.Progress) -> None:
         bars.update(finished, completed=done, note=_state(progress, bars.tasks[finished].speed or 0.0))
 
     with suppress(OSError):  # a terminal that goes away does not stop the run
-        head = (
-            f"batchrun  {config.input} → {output}  {config.settings.model}\n{output}: {begun.counts[State.OPEN]:,} open"
-        )
-        to_send = "" if begun.unsent is None or config.collect_only else f", {begun.unsent:,} to send"
-        console.print(head + to_send, highlight=False, markup=False, soft_wrap=True)
+        head = f"batchrun  {config.input} → {output}  {config.settings.model}\n{output}: {headline(begun)}"
+        console.print(head, highlight=False, markup=False, soft_wrap=True)
     with suppress(OSError), bars:
         try:
             while True:
@@ -69,7 +67,6 @@ def _limit(progress: job.Progress) -> str:
 
 
 def _state(progress: job.Progress, per_s: float) -> str:
-    troubled = f"  not found {progress.tracker.troubled}" if progress.tracker.troubled else ""
-    unwell = [(state, progress.backlog.counts[state]) for state in ENDED[1:]]
-    others = "".join(f"  {state} {count}" for state, count in unwell if count)
-    return f"{per_s:.1f}/s  open {len(progress.tracker)}{troubled}{others}"
+    counts = {"open": len(progress.tracker), "not found": progress.tracker.troubled}
+    counts |= {state: progress.backlog.counts[state] for state in ENDED if state is not State.DONE}
+    return f"{per_s:.1f}/s" + "".join(f"  {name} {count}" for name, count in counts.items() if count)

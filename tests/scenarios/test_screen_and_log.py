@@ -40,7 +40,7 @@ def test_on_a_terminal_the_run_shows_its_progress(bench: Bench) -> None:
     shown = _read_to_the_end(here)
     assert running.wait().exit_code == 0
     assert "in.jsonl → out.jsonl" in shown
-    assert "out.jsonl: 0 open, 3 to send" in shown
+    assert "out.jsonl: 0 written, 0 failed, 3 not sent, 0 possibly paid twice" in shown
     assert "submitted" in shown
     assert "3/3 100%" in shown
     assert "3 written, 0 failed, 0 possibly paid twice" in shown
