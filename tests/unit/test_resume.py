@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,17 @@ def test_only_known_options_are_taken(ledger: Ledger, paths: JobPaths) -> None:
 def test_options_that_are_none_are_damage(ledger: Ledger, paths: JobPaths, options: str) -> None:
     remember(ledger, options)
     with pytest.raises(DiskProblem):
+        config_of_job(ledger, paths)
+
+
+@pytest.mark.parametrize("change", [{"system": 1}, {"model": "another"}, {"template": "{% if"}])
+def test_settings_that_are_not_as_they_were_written_are_damage(
+    ledger: Ledger, paths: JobPaths, change: dict[str, Any]
+) -> None:
+    """Fails if ``settings_of`` does not look at the digest."""
+    with ledger.transaction():
+        ledger.save(settings=json.dumps(asdict(SETTINGS) | change))
+    with pytest.raises(DiskProblem, match="damaged"):
         config_of_job(ledger, paths)
 
 
