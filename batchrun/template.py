@@ -33,18 +33,21 @@ class Template:
     schema: str | None
 
 
+def text_in(path: Path, option: str) -> str:
+    """The text of a file that an option names. Raises UsageProblem if there is none."""
+    try:
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageProblem(f"{path} cannot be read as UTF-8 text", remedy=f"name a text file with {option}") from error
+
+
 def read_template(path: Path) -> Template:
     """Read a template and its head, and see that both can be understood.
 
     Raises:
         UsageProblem: they cannot.
     """
-    try:
-        text = path.read_bytes().decode()
-    except OSError as error:
-        raise UsageProblem(f"{path}: {os.strerror(error.errno or 0)}", remedy="name a text file with -t") from error
-    except ValueError as error:
-        raise UsageProblem(f"{path} is not UTF-8 text", remedy="save it as UTF-8") from error
+    text = text_in(path, "-t")
     head, lines = "", text.split("\n")
     if lines[0].rstrip() == FENCE:
         end = next((at for at, line in enumerate(lines[1:], 1) if line.rstrip() == FENCE), None)

@@ -24,7 +24,7 @@ from batchrun.providers.http import check_endpoint, is_loopback
 from batchrun.record import Prompt, Settings
 from batchrun.storage.jobdir import JobPaths
 from batchrun.summary import Summary, details, duration, headline, retry_of_doubtful
-from batchrun.template import read_template
+from batchrun.template import read_template, text_in
 
 
 class Sections(click.Command):
@@ -199,13 +199,7 @@ def refuse_unknown_settings() -> None:
 
 def system_text(given: str) -> str:
     """The system message: the text itself, or the contents of ``@FILE``."""
-    if not given.startswith("@"):
-        return given
-    path = Path(given[1:])
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageProblem(f"{path} cannot be read as UTF-8 text", remedy="name a text file after the @") from error
+    return text_in(Path(given[1:]), "-s").strip() if given.startswith("@") else given
 
 
 def start_log(path: Path | None, *, verbose: bool) -> None:
