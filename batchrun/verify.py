@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import sys
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -13,11 +13,11 @@ from typing import BinaryIO
 from batchrun.check import is_record, read_lines
 from batchrun.errors import UsageProblem
 from batchrun.lines import digest
-from batchrun.storage.ledger import Ledger, Written
-from batchrun.storage.results import Results, lines_of
+from batchrun.storage.ledger import Ledger
+from batchrun.storage.results import lines_of
+from batchrun.tail import result_in
 
 MAX_NAMED = 20
-NO_MORE = Written(sys.maxsize, 0, 0), ""
 GONE = "in the ledger, and no longer in the input"
 
 
@@ -47,7 +47,7 @@ def verify(ledger: Ledger, input_path: Path, output_path: Path) -> Findings:
     found = Findings()
     ledger.check("integrity_check")
     found.ledger_rows = sum(row["records"] for row in ledger.fetch("tally"))
-    compare_output(ledger, output_path, found)
+    _compare_output(ledger, output_path, found)
     _compare_input(ledger, input_path, found)
     return found
 
@@ -65,11 +65,10 @@ def open_plain(path: Path) -> BinaryIO:
     return file
 
 
-def compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
-    """Walk lines and answers side by side: each line is to be, byte for byte, the one that was written at its place."""
-    committed = ledger.job().out_committed
-    answers = ((row.written, row.named) for row in ledger.walk("rows_done") if row.written is not None)
-    written, named = next(answers, NO_MORE)
+def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
+    """Each line is to be, byte for byte, one that was written, and each answer is to be met once, in its place."""
+    committed, moved = ledger.job().out_committed, 0
+    ledger.meet_none()
     with open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size
         found.uncommitted_bytes = max(0, size - committed)
@@ -77,18 +76,17 @@ def compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
             found.differ(f"{path}: {committed - size:,} bytes are missing at the end")
         for number, (offset, data) in enumerate(lines_of(file.fileno(), 0, committed), 1):
             found.output_lines += 1
-            while written.offset < offset:
-                found.differ(f"{path}: the answer to {named} is not where it was written")
-                written, named = next(answers, NO_MORE)
-            if written.offset != offset:
-                found.differ(f"{path}:{number}: no line was written at this place")
-                continue
-            if written != Results.place(data, offset):
-                found.differ(f"{path}:{number}: not the answer to {named}, as it was written here")
-            written, named = next(answers, NO_MORE)
-    while named:
-        found.differ(f"{path}: the answer to {named} is not where it was written")
-        written, named = next(answers, NO_MORE)
+            row = ledger.row_of_operation(result_in(data).get("operation_id", ""))
+            if row is None or row.written is None or row.written.crc32 != zlib.crc32(data):
+                found.differ(f"{path}:{number}: changed, or not written by this job")
+            elif not ledger.meet(row.seq):
+                found.differ(f"{path}:{number}: {row.named} is answered twice")
+            elif row.written.offset != offset:
+                moved = moved or number
+    for row in ledger.walk("rows_not_met"):
+        found.differ(f"{path}: the answer to {row.named} is missing")
+    if moved and not found.differences:  # else that is what moved them
+        found.differ(f"{path}:{moved}: from here on, lines are not in the order in which they were written")
 
 
 def _compare_input(ledger: Ledger, path: Path, found: Findings) -> None:

@@ -468,6 +468,14 @@ class Ledger:
         kept = self.fetch("keep_line", operation_id=operation_id, **asdict(written))
         return kept[0]["seq"] if kept else None
 
+    def meet_none(self) -> None:
+        """Before lines are looked through that nobody changes."""
+        self.execute("create_met")
+
+    def meet(self, seq: int) -> bool:
+        """Whether it is the first line of its record; those that had none are "rows_not_met" then."""
+        return self.execute("meet", seq=seq).rowcount == 1
+
     # --- questions ---
 
     def walk(self, query: str, **values: Any) -> Iterator[Row]:

@@ -391,3 +391,20 @@ DROP TABLE IF EXISTS inventory;
 
 -- name: drop_hashes
 DROP TABLE IF EXISTS hashes;
+
+-- name: create_met
+-- The records whose line was met, while the output is read from its first line to its last.
+CREATE TEMP TABLE met (
+    seq INTEGER PRIMARY KEY
+) STRICT;
+
+-- name: meet
+INSERT INTO met (seq)
+VALUES (:seq)
+ON CONFLICT DO NOTHING;
+
+-- name: rows_not_met
+SELECT * FROM record
+ WHERE state = 'done'
+   AND seq NOT IN (SELECT seq FROM met)
+ ORDER BY out_offset;
