@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from batchrun import job, record
 from batchrun.config import DEFAULT_CONCURRENCY, DEFAULT_MODEL, DEFAULT_READ_RPS, JobConfig
-from batchrun.errors import DECISION, BatchrunError, CredentialsRefused, TryLater, UsageProblem
+from batchrun.errors import DECISION, BatchrunError, CredentialsRefused, DiskProblem, TryLater, UsageProblem
 from batchrun.inputs import parse
 from batchrun.lines import BadLine
 from batchrun.log import keep_secret, redact
@@ -270,7 +270,10 @@ async def run_job(input: PathName, output: PathName, **options: Any) -> Summary:
             begun.add_done_callback(interrupt)  # at once, or as soon as there is something to stop
     if cancelled is not None and run.exception() is None:
         raise cancelled
-    return run.result()
+    try:
+        return run.result()
+    except OSError as error:
+        raise DiskProblem(f"{error.filename}: {error.strerror}", remedy="see to the disk or the name") from error
 
 
 OF_THE_SCREEN = {"help", "quiet", "verbose", "log_file"}

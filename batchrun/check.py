@@ -169,7 +169,7 @@ def _refuse_repeated_id(path: Path, inventory: Inventory) -> None:
 def offset_after(fd: int, end: int, records: int) -> int:
     """Where the record after the first so many begins; ``end`` if there is none."""
     offsets = (line.offset for line in read_lines(fd, end) if is_record(line))
-    return next(islice(offsets, records, None), end)
+    return next(islice(offsets, min(records, end), None), end)
 
 
 def prefix_digest(fd: int, size: int) -> bytes:

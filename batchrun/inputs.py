@@ -190,7 +190,7 @@ _PROMPT_FIELDS = _OWN | {"prompt": _ANY}
 _MESSAGES_FIELDS = _OWN | {"messages": _ANY, "max_completion_tokens": _LIMIT, "response_format": _ANY}
 _MESSAGES_FIELDS |= _in_both_cases(modelUri=_MODEL, completionOptions=_OPTIONS, jsonObject=_ANY, jsonSchema=_ANY)
 _MESSAGES_FIELDS |= _in_both_cases(tools=_ANY, toolChoice=_ANY, parallelToolCalls=_ANY)
-_INSTRUCT_FIELDS = _in_both_cases(requestText=_ANY, instructionText=_ANY, instructionUri=_ANY)
+_INSTRUCT_FIELDS = _in_both_cases(requestText=_TEXT, instructionText=_TEXT, instructionUri=_TEXT)
 _INSTRUCT_FIELDS |= _in_both_cases(generationOptions=_OPTIONS) | {"model": _MODEL}
 _FIELDS_OF_OPTIONS = _in_both_cases(maxTokens=_LIMIT_OF_A_BODY)
 _FIELDS_OF_OPTIONS |= {"temperature": _TEMPERATURE, "stream": _ANY, "partialResults": _ANY}
@@ -238,7 +238,7 @@ def _split(fields: JsonObject, known: Mapping[str, _Rule], shape: str) -> tuple[
 def _refuse_a_lost_option(name: str, value: Any, shape: str) -> None:
     if name in _ELSEWHERE and value not in ([], {}, _ELSEWHERE[name]):
         raise BadLine(f"{name} {_NO_COUNTERPART}")
-    option = _nearest_option(name)
+    option = _nearest_option(name) if len(name) <= MAX_ID_BYTES else None  # it is kept: no long names
     if option in _MODEL_URIS and shape == "prompt":
         option = "model"
     if option == name:
@@ -355,9 +355,11 @@ def _from_openai(line: JsonObject) -> _Asked:
         raise BadLine("url must be /v1/chat/completions: nothing else can be asked here")
     given, along = _split(body, _MESSAGES_FIELDS, "body")
     for name, value in along.items():
-        if name not in _OPENAI_ALONG and value not in (None, [], {}, _OPENAI_HARMLESS.get(name)):
+        if name in _OPENAI_ALONG:
+            meta[name] = value
+        elif value not in (None, [], {}, _OPENAI_HARMLESS.get(name)):
             raise BadLine(f"body.{shown(name)} {_NO_COUNTERPART}")
-    return _of_messages(given), along | meta
+    return _of_messages(given), meta
 
 
 def _from_dataset(fields: JsonObject) -> _Asked:

@@ -64,13 +64,13 @@ def _no_input(path: Path, error: OSError) -> UsageProblem:
 
 
 def settle_input(
-    ledger: Ledger, fd: int, config: JobConfig, take_out: Callable[[], object], *, for_good: bool = True
+    ledger: Ledger, fd: int, config: JobConfig, take_out: Callable[[], object] | None, *, for_good: bool = True
 ) -> Source:
     """Check the input and hold it against the ledger, unless it is the very file of the last complete check.
 
     What is no plain file of JSON lines is copied into the spool first; from then on ``fd`` is the copy's.
-    ``take_out`` is called, inside the transaction, if records whose line has changed are DONE no longer. Not
-    ``for_good``: the job's own spool stays as it is.
+    ``take_out``, if there is an output, is called inside the transaction if records whose line has changed are DONE no
+    longer. Not ``for_good``: the job's own spool stays as it is.
     """
     job = ledger.job()
     known = job.input_inode, job.input_mtime_ns, job.input_size
@@ -107,7 +107,7 @@ def _check(
     limited: int,
     config: JobConfig,
     spool: Spool,
-    take_out: Callable[[], object],
+    take_out: Callable[[], object] | None,
 ) -> Source:
     """``limited``: as far as it is read if the ledger knows no record of it yet; else it is held against it whole."""
     has_rows = ledger.last_line() > 0
@@ -125,7 +125,7 @@ def _check(
                 if conflicts:
                     raise _input_changed(config, ledger, conflicts, count)
                 again = inventory.adopt()
-                if again[State.DONE]:
+                if again[State.DONE] and take_out is not None:
                     take_out()
             after_all = checked.lines + 1, end
             first_unknown = inventory.first_unknown() if has_rows else checked.first

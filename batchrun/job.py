@@ -72,7 +72,7 @@ def run(config: JobConfig, environ: Mapping[str, str], screen: Screen | None = N
         if config.new_run and problem is not None:
             problem.remedy += "; leave out --new-run then, it would begin anew"
         with on_signals(lambda number: None):  # a few files are left to bring in step
-            done, asked, answered = ledger.fetch("totals")[0]
+            done, asked, answered = ledger.totals()
             summary = replace(summarize(ledger, recovered.source.records), input_tokens=asked, output_tokens=answered)
             if problem is None and summary.unsent and config.limit is None and not config.collect_only:
                 problem = _damaged(config, f"says that all is done, and {summary.unsent:,} were never sent")

@@ -136,6 +136,10 @@ _decoder = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_constant
 )
 
+_UP_TO_LONE_SURROGATE = re.compile(
+    rb"(?:[^\\]++|\\[^u]|\\u(?![dD][89a-fA-F])|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)*+", re.DOTALL
+)
+
 
 def strict_json(raw: bytes) -> Any:
     """The one JSON value of a line, exactly as written: nothing rounded, dropped or repaired.
@@ -166,10 +170,9 @@ def _slowly(raw: bytes) -> Any:
     except RecursionError:
         raise BadLine(_TOO_DEEP) from None
     _texts(value, MAX_NESTING)
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise BadLine(r"half of a \ud800-\udfff pair: it is no character") from None
+    good = _UP_TO_LONE_SURROGATE.match(raw)
+    if good and good.end() < len(raw):
+        raise BadLine(r"half of a \ud800-\udfff pair: it is no character", good.end() + 1)
     return value
 
 

@@ -104,8 +104,8 @@ def bring_in_step(config: JobConfig, now: float, held: ExitStack) -> Recovered:
             source = unread(ledger, input_fd, config)
         else:
             with in_time(config.deadline):
-                taken_out = partial(tail.take_out, ledger, results, jobdir, now)
-                source = settle_input(ledger, input_fd, config, taken_out)
+                take_out = None if results is None else partial(tail.take_out, ledger, results, jobdir, now)
+                source = settle_input(ledger, input_fd, config, take_out)
         if put_aside is not None:
             refuse_empty(config, source)
         if results is not None and (rewritten := tail.replaced(ledger, config.paths)) is not None:
@@ -126,7 +126,7 @@ def bring_in_step(config: JobConfig, now: float, held: ExitStack) -> Recovered:
         config.tell(f"the job before is kept, its files with {put_aside} at the end of their names")
     results.end = ledger.job().out_committed
     waiting = (State.OPEN,) if config.collect_only else (State.NEW, State.OPEN)
-    has_work = source.first_offset < source.end or any(row["state"] in waiting for row in ledger.fetch("tally"))
+    has_work = source.first_offset < source.end or any(row["state"] in waiting for row in ledger.tally())
     return Recovered(ledger, results, source, run_id, has_work)
 
 

@@ -12,7 +12,7 @@ GONE = "[redacted]"
 
 _LOOKED_AT = 16 * MAX_TEXT_BYTES
 _SHORTEST_SECRET = 4
-_BLANKS = re.compile(r"[^\S ]\s*")
+_BLANKS = re.compile(r"[\t-\r\x85\xa0\u2028\u2029][ \t-\r\x85\xa0\u2028\u2029]*")
 _COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # and cursor moves
 _SECRETS = (
     (r"(?i)(authorization\\?[\"']?\s*[:=,]\s*(?:b?\\?[\"'])?)([\w-]{2,12}\s+)?[^\s\"',;}]+", rf"\1{GONE}"),

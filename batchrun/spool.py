@@ -204,11 +204,17 @@ def _rows(path: Path, file: io.BufferedIOBase, delimiter: str, settings: Setting
     def refuse(line: int, reason: str, remedy: str = "mend it; nothing was sent") -> NoReturn:
         raise InputProblem(f"{path}:{line}: {reason}", remedy=remedy)
 
+    row_bytes = 0
+
     def lines() -> Iterator[str]:
+        nonlocal row_bytes
         raws = iter(lambda: _read(path, file.readline, MAX_LINE_BYTES + 1), b"")
         for number, raw in enumerate(raws, 1):
             if len(raw) > MAX_LINE_BYTES:
                 refuse(number, TOO_LONG)
+            row_bytes += len(raw)
+            if row_bytes > 2 * MAX_LINE_BYTES:
+                refuse(number, "a row is longer than 8 MiB; perhaps a quote is not closed")
             yield raw.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
 
     csv.field_size_limit(MAX_LINE_BYTES)
@@ -221,7 +227,7 @@ def _rows(path: Path, file: io.BufferedIOBase, delimiter: str, settings: Setting
     begins, written = 1, 0
     try:
         for row in reader:
-            line, begins = begins, reader.line_num + 1
+            line, begins, row_bytes = begins, reader.line_num + 1, 0
             if len(row) <= 1 and not "".join(row).strip():
                 continue
             if columns:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from batchrun.errors import DECISION, BatchrunError
+from batchrun.lines import shown
 from batchrun.providers.yandex import Yandex
 from batchrun.record import State
 from batchrun.storage.ledger import LAST_INSTANT, Ledger
@@ -19,15 +20,16 @@ class Summary:
     """Where a job stands. ``total`` is None where the input was never read whole.
 
     ``maybe_paid`` counts records that were possibly paid twice, ``named`` are the first of them as (line, id).
-    ``failed_kinds`` are those of the FAILED records alone: (kind, records, first line). Tokens are added up at the end
-    of a run. ``lines_gone``: answers and failures written without ``meta`` or ``input``, their line being gone.
+    ``failed_kinds`` are those of the FAILED records alone: (kind, records, first line, its message). Tokens are added
+    up at the end of a run. ``lines_gone``: answers and failures written without ``meta`` or ``input``, their line being
+    gone.
     """
 
     counts: dict[State, int]
     total: int | None
     maybe_paid: int
     named: list[tuple[int, Any]]
-    failed_kinds: list[tuple[str, int, int]]
+    failed_kinds: list[tuple[str, int, int, str]]
     oldest_open_at: float | None
     input_tokens: int = 0
     output_tokens: int = 0
@@ -67,7 +69,7 @@ def summarize(ledger: Ledger, total: int | None = None) -> Summary:
     counts = dict.fromkeys(State, 0)
     maybe_paid = 0
     oldest = None
-    for row in ledger.fetch("tally"):
+    for row in ledger.tally():
         counts[State(row["state"])] = row["records"]
         maybe_paid += row["maybe_paid"]
         if row["state"] == State.OPEN:
@@ -77,7 +79,7 @@ def summarize(ledger: Ledger, total: int | None = None) -> Summary:
         total=ledger.job().input_records if total is None else total,
         maybe_paid=maybe_paid,
         named=[(line, id_) for line, id_, _ in ledger.maybe_paid(NAMED)],
-        failed_kinds=[tuple(row) for row in ledger.fetch("failure_kinds") if row[0] not in (State.HELD, State.EXPIRED)],
+        failed_kinds=[row for row in ledger.failure_kinds() if row[0] not in (State.HELD, State.EXPIRED)],
         oldest_open_at=oldest,
     )
 
@@ -102,18 +104,27 @@ def details(summary: Summary) -> list[str]:
     if summary.input_tokens or summary.output_tokens:
         lines.append(f"tokens   {summary.input_tokens:,} in, {summary.output_tokens:,} out")
     if summary.failed_kinds:
-        kinds = " · ".join(f"{kind} {count:,} (first: line {line:,})" for kind, count, line in summary.failed_kinds)
-        lines.append(f"failed   {kinds}")
+        lines.append(f"failed   {kinds_of(summary)}")
     if summary.named:
         lines.append(f"possibly paid twice: {names_of(summary)}")
-    if summary.counts[State.OPEN]:
-        lines.append(f"the open ones go on without us; their answers are kept until {kept_until(summary)}")
+    if summary.oldest_open_at is not None:
+        lines.append(
+            f"the open ones go on without us; their answers are kept until {kept_until(summary.oldest_open_at)}"
+        )
     return lines
 
 
-def kept_until(summary: Summary) -> str:
-    """When the first answer to what is open may lapse."""
-    return f"{datetime.fromtimestamp((summary.oldest_open_at or 0.0) + Yandex.retention_s):%d %b %H:%M}"
+def kinds_of(summary: Summary) -> str:
+    """Why records failed: each kind with what was said of its first record."""
+    kinds = (
+        f"{kind} {n:,} (first: line {line:,}, {shown(str(said), 120)})" for kind, n, line, said in summary.failed_kinds
+    )
+    return " · ".join(kinds)
+
+
+def kept_until(accepted_at: float) -> str:
+    """When the answer to an operation of this age may lapse."""
+    return f"{datetime.fromtimestamp(accepted_at + Yandex.retention_s):%d %b %H:%M}"
 
 
 def names_of(summary: Summary) -> str:

@@ -53,7 +53,7 @@ def lock_output(paths: JobPaths, *, new: bool = False) -> Results:
 
 
 def output_changed(paths: JobPaths, how: str, ledger: Ledger) -> InputProblem:
-    done = sum(row["records"] for row in ledger.fetch("tally") if row["state"] == State.DONE)
+    done = sum(row["records"] for row in ledger.tally() if row["state"] == State.DONE)
     return InputProblem(
         f"{paths.output} {how}, but its job has {done:,} paid answers",
         remedy="put the file back as it was; batchrun run with --rebuild-output fetches what is still kept, "
@@ -71,13 +71,12 @@ def rebuild(ledger: Ledger, jobdir: JobDir, now: float) -> int:
         return take_out(ledger, old, jobdir, now)
 
 
-def take_out(ledger: Ledger, old: Results | None, jobdir: JobDir, now: float) -> int:
+def take_out(ledger: Ledger, old: Results, jobdir: JobDir, now: float) -> int:
     """Write the lines that belong to DONE records and are as they were into a new file, and every other to quarantine.
 
     Inside a transaction, so that the file is durable before the ledger describes it; ``find_output`` and ``replaced``
     let it take the output's place. Returns how many records are OPEN again because their line was not found.
     """
-    assert old is not None, "where a record is DONE, there is an output"
     refuse_unknown_answers(ledger, old, 0, states=())
     cut: list[tuple[int, int]] = []
 

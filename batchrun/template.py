@@ -38,7 +38,8 @@ def text_in(path: Path, option: str) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, ValueError) as error:
-        raise UsageProblem(f"{path} cannot be read as UTF-8 text", remedy=f"name a text file with {option}") from error
+        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else "not UTF-8"
+        raise UsageProblem(f"{path} cannot be read ({reason})", remedy=f"name a text file with {option}") from error
 
 
 def read_template(path: Path) -> Template:
@@ -89,7 +90,10 @@ def _schema(path: Path, given: Any) -> str | None:
     """A JSON Schema as one JSON text: from the head itself, or from a file beside the template."""
     try:
         if isinstance(given, str):
-            given = strict_json(path.with_name(given).read_bytes())
+            file = path.with_name(given)
+            if not file.is_file() or file.stat().st_size > MAX_LINE_BYTES:
+                raise BadLine("not a file of at most 4 MiB")
+            given = strict_json(file.read_bytes())
         if isinstance(given, dict | None):
             return None if given is None else json.dumps(given, default=str, allow_nan=False)
     except (OSError, ValueError, BadLine) as error:

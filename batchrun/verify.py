@@ -13,6 +13,7 @@ from typing import BinaryIO
 from batchrun.check import is_record, read_lines
 from batchrun.errors import UsageProblem
 from batchrun.lines import digest
+from batchrun.record import State
 from batchrun.storage.ledger import Ledger
 from batchrun.storage.results import lines_of
 from batchrun.tail import result_in
@@ -46,7 +47,7 @@ def verify(ledger: Ledger, input_path: Path, output_path: Path) -> Findings:
     """
     found = Findings()
     ledger.check("integrity_check")
-    found.ledger_rows = sum(row["records"] for row in ledger.fetch("tally"))
+    found.ledger_rows = sum(row["records"] for row in ledger.tally())
     _compare_output(ledger, output_path, found)
     _compare_input(ledger, input_path, found)
     return found
@@ -68,7 +69,7 @@ def open_plain(path: Path) -> BinaryIO:
 def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
     """Each line is to be, byte for byte, one that was written, and each answer is to be met once, in its place."""
     committed, moved = ledger.job().out_committed, 0
-    ledger.meet_none()
+    ledger.forget_met()
     with open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size
         found.uncommitted_bytes = max(0, size - committed)
@@ -77,11 +78,12 @@ def _compare_output(ledger: Ledger, path: Path, found: Findings) -> None:
         for number, (offset, data) in enumerate(lines_of(file.fileno(), 0, committed), 1):
             found.output_lines += 1
             row = ledger.row_of_operation(result_in(data).get("operation_id", ""))
-            if row is None or row.written is None or row.written.crc32 != zlib.crc32(data):
+            written = row.written if row is not None and row.state is State.DONE else None
+            if row is None or written is None or written.crc32 != zlib.crc32(data):
                 found.differ(f"{path}:{number}: changed, or not written by this job")
             elif not ledger.meet(row.seq):
                 found.differ(f"{path}:{number}: {row.named} is answered twice")
-            elif row.written.offset != offset:
+            elif written.offset != offset:
                 moved = moved or number
     for row in ledger.walk("rows_not_met"):
         found.differ(f"{path}: the answer to {row.named} is missing")

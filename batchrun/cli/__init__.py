@@ -44,8 +44,8 @@ class Verbs(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        args = args or ["--help"]
-        if args[0] not in {*VERBS, "-h", "--help", "-V", "--version"}:
+        own = {*VERBS, "-h", "--help", "-V", "--version"}
+        if args and args[0] not in own:
             self._refuse_typo(args[0])
             args = ["run", *args]
         return super().parse_args(ctx, args)
@@ -63,7 +63,7 @@ class Verbs(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
-@click.group(cls=Verbs, context_settings=CONTEXT)
+@click.group(cls=Verbs, context_settings=CONTEXT, invoke_without_command=False)
 @click.version_option(batchrun.__version__, "-V", "--version", message="batchrun %(version)s")
 def cli() -> None:
     """Send files of prompts to an asynchronous LLM API; get every answer once, crash or no crash.
@@ -102,6 +102,9 @@ def exit_code_of(command: Callable[[], int | None], about: Path | None = None) -
         return command() or 0
     except SystemExit:  # click's, when a pipe broke: of `status | head`, the reader has seen enough
         return 0
+    except click.exceptions.NoArgsIsHelpError as problem:
+        problem.show()
+        return problem.exit_code
     except click.ClickException as problem:
         say(f"error: {redact(problem.format_message())}")
         say("  batchrun COMMAND --help lists what there is; options also come from the environment (BATCHRUN_RPS)")

@@ -42,7 +42,7 @@ def preview(config: JobConfig, *, is_job: bool) -> Iterator[str]:
         with ledger.transaction():
             ledger.end_intents(after_crash(config.on_ambiguous), now)
             ledger.save(input_inode=None)  # so that it is read once more
-        source = settle_input(ledger, fd, config, lambda: None, for_good=False)
+        source = settle_input(ledger, fd, config, None, for_good=False)
         if is_anew:
             refuse_empty(config, source)
         yield from _of_input(config, source)

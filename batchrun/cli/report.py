@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -34,19 +35,20 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def report_problem(problem: BatchrunError, about: Path | None = None) -> int:
-    """Say what is wrong and what to do. Returns the exit code. ``about``: a name that must be in it.
+    """Say what is wrong and what to do. Returns the exit code. ``about``: a name that must be in its first line.
 
     Without a terminal nothing is said of exit 75: cron would mail it every night, and the next run settles it. A run
     that has held the job for more than a day is worth the mail.
     """
-    cause = problem.cause if about is None or str(about) in problem.cause else f"{about}: {problem.cause}"
-    event("ended", logging.ERROR, exit_code=problem.exit_code, cause=cause)
+    first, *others = *problem.before, problem.cause
+    if about is not None and not re.search(rf"(?<![^ `]){re.escape(str(about))}(?![^ `:,])", first):
+        first = f"{about}: {first}"
+    event("ended", logging.ERROR, exit_code=problem.exit_code, cause="; ".join((first, *others)))
     since = problem.since if isinstance(problem, AlreadyRunning) else None
     overdue = since is not None and time.time() - since > DAY_S
     if problem.exit_code != RUN_AGAIN or sys.stderr.isatty() or overdue:
-        for line in problem.before:
+        for line in (f"{'' if problem.before else problem.label}{first}", *others):
             say(redact(line))
-        say(f"{'' if problem.before else problem.label}{redact(cause)}")
         say(f"  {redact(problem.remedy)}")
     return problem.exit_code
 

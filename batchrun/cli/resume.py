@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -22,7 +22,18 @@ from batchrun.cli.report import report_problem, say
 from batchrun.cli.run import config_of, refuse_log, run, run_job, say_unwell, start_log
 from batchrun.cli.status import input_of, limit_of, open_job, settings_of
 from batchrun.config import REMEMBERED, JobConfig
-from batchrun.errors import CREDENTIALS, DECISION, RUN_AGAIN, DiskProblem, InputProblem, UsageProblem
+from batchrun.errors import (
+    BUG,
+    CREDENTIALS,
+    DECISION,
+    DISK,
+    INPUT,
+    RUN_AGAIN,
+    USAGE,
+    DiskProblem,
+    InputProblem,
+    UsageProblem,
+)
 from batchrun.providers.http import check_endpoint, is_loopback
 from batchrun.record import State
 from batchrun.storage.jobdir import AlreadyRunning, JobPaths, is_locked, read_holder
@@ -31,7 +42,7 @@ from batchrun.summary import summarize
 
 PATHS = click.Argument(["paths"], type=PATH, nargs=-1, required=True, metavar="PATH...")
 SIGNALLED = (143, 130, 129)
-SERIOUS = (70, 74, 5, 2, 3, 75, *SIGNALLED, 4, 1, 0)
+SERIOUS = (BUG, DISK, CREDENTIALS, USAGE, INPUT, RUN_AGAIN, *SIGNALLED, DECISION, 1, 0)
 """The exit codes of several jobs: the first of them stands."""
 
 
@@ -86,9 +97,10 @@ def resume(
 
     def go_on(config: JobConfig) -> int:
         refuse_copy(config.paths.output, job_ids)
-        if not collect_only and not config.input.exists():
-            remedy = "put it back, or --collect-only fetches what was sent already"
-            raise UsageProblem(f"{config.input}: no such file", remedy=remedy)
+        with suppress(PermissionError):  # the run itself will say so
+            if not collect_only and not config.input.exists():
+                remedy = "put it back, or --collect-only fetches what was sent already"
+                raise UsageProblem(f"{config.input}: no such file", remedy=remedy)
         return run_job(config, quiet=quiet)
 
     jobs = jobs_of(paths, state_dir, tell)

@@ -126,6 +126,9 @@ def config_of(options: dict[str, Any]) -> JobConfig:
         raise UsageProblem("where should the answers go?", remedy="add -o answers.jsonl")
     if os.path.isdir(given.output):
         raise UsageProblem(f"{given.output} is a directory", remedy="name a file with -o")
+    if not os.path.isdir(given.output.parent):
+        cause = f"there is no folder {given.output.parent}, or it may not be entered"
+        raise DiskProblem(cause, remedy="make it, or choose another -o")
     try:
         "".join(map(str, options.values())).encode()
     except UnicodeEncodeError as error:

@@ -19,7 +19,8 @@ from batchrun.errors import DiskProblem, UsageProblem
 from batchrun.record import Settings, State
 from batchrun.storage.jobdir import JobPaths, is_locked
 from batchrun.storage.ledger import Ledger, PastRun
-from batchrun.summary import Summary, kept_until, names_of, retry_of_doubtful, summarize
+from batchrun.summary import Summary, kept_until, kinds_of, names_of, retry_of_doubtful, summarize
+from batchrun.template import compiled
 
 MUST_BE_MENDED = frozenset({errors.USAGE, errors.INPUT, errors.CREDENTIALS, errors.BUG, errors.DISK})
 
@@ -71,7 +72,16 @@ def settings_of(ledger: Ledger) -> Settings:
     job = ledger.job()
     given = json.loads(job.settings)
     settings = Settings(**{each.name: given.get(each.name, each.default) for each in fields(Settings)})
-    if settings.digest() != job.settings_digest:
+    try:
+        texts = (settings.provider, settings.model, settings.format)
+        maybe = (settings.system, settings.prompt_column, settings.template, settings.schema)
+        is_sound = settings.digest() == job.settings_digest and all(isinstance(each, str) for each in texts)
+        is_sound = is_sound and all(isinstance(each, str | None) for each in maybe)
+        if settings.template is not None:
+            compiled(settings.template)
+    except Exception:  # whatever it is that Jinja finds wrong: it was right when it was written
+        is_sound = False
+    if not is_sound:
         remedy = "--new-run begins anew and pays again"
         raise DiskProblem(f"the ledger `{ledger.path}` is damaged", remedy=remedy)
     return settings
@@ -86,18 +96,18 @@ def limit_of(ledger: Ledger) -> int | None:
 def describe(ledger: Ledger, paths: JobPaths) -> Iterator[str]:
     """The screen of ``status``."""
     job, summary, last = ledger.job(), summarize(ledger), ledger.last_run()
-    counts, running = summary.counts, is_locked(paths)
-    how = "running" if running else "killed, or the machine stopped" if last else "never ran"
+    counts, oldest, running = summary.counts, summary.oldest_open_at, is_locked(paths)
+    how = "running" if running else "killed, or machine or disk failed" if last else "never ran"
     if not running and last is not None and last.ended_at is not None:
         how = f"ended {datetime.fromtimestamp(last.ended_at):%d %b %H:%M} with exit {last.exit_code}"
     yield f"{paths.output}   {how}   {settings_of(ledger).model}   job {job.job_id}"
     for name, count, note in (
         ("written", counts[State.DONE], ""),
-        ("failed", counts[State.FAILED], " · ".join(f"{kind} {n:,}" for kind, n, _ in summary.failed_kinds)),
+        ("failed", counts[State.FAILED], kinds_of(summary)),
         ("held", counts[State.HELD], "nobody can know whether they were accepted; a person decides"),
         ("expired", counts[State.EXPIRED], "paid, and no longer kept by the service"),
         ("no reply", counts[State.INTENT], "" if running else "may have been accepted; the next run says so"),
-        ("open", counts[State.OPEN], f"their answers are kept until {kept_until(summary)}"),
+        ("open", counts[State.OPEN], "" if oldest is None else f"their answers are kept until {kept_until(oldest)}"),
         ("not sent", summary.unsent, ""),
         ("total", summary.total, ""),
     ):
@@ -121,13 +131,17 @@ def _next(summary: Summary, last: PastRun | None, ledger: Ledger, paths: JobPath
     if not paths.output.exists() and counts[State.DONE]:
         return f"{paths.output} is gone: the same command with --rebuild-output fetches again what is still kept"
     limit = limit_of(ledger)
-    if summary.unsent is None or (summary.unsent and limit is not None and summary.is_finished(limit)):
-        return "the same command without --limit sends the rest"
-    if summary.unsent or counts[State.OPEN] or counts[State.INTENT]:
-        return f"batchrun resume {paths.named}"
+    if not summary.is_finished(limit):
+        has_started = ledger.job().options != "{}"
+        return f"batchrun resume {paths.named}" if has_started else "the same command again"
     if again := retry_of_doubtful(summary, paths.named):
         return f"decide: {again}"
     if counts[State.FAILED]:
-        retry = f"batchrun retry {paths.named} sends again what may pass, with --only KIND any of a kind"
-        return f"look at {paths.failures}; the same command sends mended lines; {retry}"
+        again = "the same command" if ledger.job().input_source == "-" else f"batchrun resume {paths.named}"
+        ways = [f"look at {paths.failures}", f"{again} sends mended lines"]
+        if any(kind != "bad_input" for kind, *_ in summary.failed_kinds):
+            ways.append(f"batchrun retry {paths.named} sends again what may pass, with --only KIND any of a kind")
+        return "; ".join(ways)
+    if limit is not None and summary.unsent != 0:
+        return "the same command without --limit sends the rest"
     return "nothing, every record is written"

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import re
 import ssl
+import time
 from asyncio import IncompleteReadError
 from collections.abc import Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
@@ -149,13 +151,15 @@ class Http:
             await response.content.readexactly(self.max_body_bytes + 1)
             return Oversize(response.status, self.max_body_bytes)
         except IncompleteReadError as whole:  # it ended before that
-            return Reply(response.status, whole.partial, retry_after_s(response.headers.get("Retry-After")))
+            wait_s = retry_after_s(response.headers.get("Retry-After"), now=time.time())
+            return Reply(response.status, whole.partial, wait_s)
 
 
 def _reason(error: Exception) -> str:
     """A few words of ours, or the system's. Never the exception's own: it may print the request with its headers."""
     known = (_REASONS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _REASONS)
-    number = getattr(error, "errno", None)
+    is_of_tls = isinstance(error.__cause__, ssl.SSLError)  # whose numbers are not the system's
+    number = None if is_of_tls else getattr(error, "errno", None)
     return next(known, os.strerror(number).lower() if number else "connection lost")
 
 
@@ -205,10 +209,14 @@ def is_loopback(url: str) -> bool:
     return _LOOPBACK.fullmatch(urlsplit(url).hostname or "") is not None
 
 
-def retry_after_s(value: str | None) -> float:
-    """Seconds that a ``Retry-After`` header asks for, at most 300; 0 without one, or if it is no number of seconds."""
-    asked = "" if value is None else value.strip()
-    return min(float(asked), MAX_RETRY_AFTER_S) if re.fullmatch(r"[0-9]{1,9}", asked) else 0.0
+def retry_after_s(value: str | None, *, now: float) -> float:
+    """Seconds that a ``Retry-After`` header asks for, at most 300; 0 without one, or if it makes no sense."""
+    text = "" if value is None else value.strip()
+    try:
+        asked_s = float(text) if re.fullmatch(r"[0-9]{1,9}", text) else parsedate_to_datetime(text).timestamp() - now
+    except (ValueError, OverflowError):
+        return 0.0
+    return min(max(asked_s, 0.0), MAX_RETRY_AFTER_S)
 
 
 def _refuse_bad_tls(error: aiohttp.ClientSSLError) -> None:

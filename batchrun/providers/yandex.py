@@ -31,7 +31,10 @@ _PASSING_CODES = frozenset({2, 4, 8, 13, 14, 15})
 _REFUSALS = frozenset({*range(300, 500), 501} - {408, 499})  # with any other status, a gateway may have forwarded it
 _HTML = "an HTML page"
 _ASKS_FOR_JSON = {"jsonObject", "json_object", "jsonSchema", "json_schema"}
-_FINISH_REASONS = {"final": "stop", "truncated_final": "length"}
+_FINISH_REASONS = {"final": "stop", "truncated_final": "length"} | {  # an enum may come as its number
+    str(number): reason
+    for number, reason in enumerate(("unspecified", "partial", "length", "stop", "content_filter", "tool_calls"))
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ def credentials_from(environ: Mapping[str, str]) -> Credentials:
     name, scheme = ("YC_API_KEY", "Api-Key") if given["YC_API_KEY"] else ("YC_IAM_TOKEN", "Bearer")
     key, folder = given[name], given["YC_FOLDER_ID"]
     if not key:
-        remedy = "README, 'Use it'. To try without an account: batchrun demo"
+        remedy = "README, 'Use it'. To try without an account: --provider emulator, and another -o"
         raise CredentialsRefused("no API key: YC_API_KEY and YC_IAM_TOKEN are empty", remedy=remedy)
     if not re.fullmatch(r"[!-~]+", key):
         cause = f"{name} holds a space, a line break or a letter that no key has"
@@ -159,7 +162,7 @@ class Yandex:
         return record.Finished(Answer(text, finish_reason, usage, model_version, json=calls))
 
     def _finish_reason(self, status: Any) -> str:
-        """The service's word in lower case and without its prefix; two have a common name."""
+        """The service's word in lower case and without its prefix, or the common one; enums come by name or number."""
         word = self._redact(str(status)) if isinstance(status, str | int) else ""
         name = word.removeprefix("ALTERNATIVE_STATUS_")[:64].lower()
         return _FINISH_REASONS.get(name, name or "unspecified")
@@ -223,7 +226,7 @@ def read_error(body: bytes) -> tuple[int | None, str]:
         case {"error": {} as error}:  # A, of the streaming calls; OpenAI's has no grpcCode
             code, message = error.get("grpcCode"), error.get("message")
         case {} as error:  # B, whose `error` repeats the message, and C, everywhere else
-            code, message = error.get("code"), error.get("message")
+            code, message = error.get("code"), error.get("message", error.get("error"))
         case _:
             code, message = None, _plain(body)
     return _integer(code), message if isinstance(message, str) and message else "no reason given"

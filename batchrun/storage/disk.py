@@ -34,7 +34,8 @@ class Disk:
             self.free_bytes = self._look()
             if self.free_bytes < MUST_BE_FREE_BYTES or (not self.has_room and nothing_open()):
                 cause = f"only {self.free_bytes >> 20} MiB are free for {self._paths.output} and its ledger; stopped"
-                stop.request(DiskProblem(cause, remedy="free some space and run the same command"))
+                remedy = f"free some space, {KEEP_FREE_BYTES >> 20} MiB at least, and run the same command"
+                stop.request(DiskProblem(cause, remedy=remedy))
             await asyncio.sleep(LOOK_EVERY_S)
 
     def _look(self) -> int:

@@ -468,12 +468,13 @@ class Ledger:
         kept = self.fetch("keep_line", operation_id=operation_id, **asdict(written))
         return kept[0]["seq"] if kept else None
 
-    def meet_none(self) -> None:
-        """Before lines are looked through that nobody changes."""
+    def forget_met(self) -> None:
+        """No record's line has been met: the output is read from its beginning."""
+        self.execute("drop_met")
         self.execute("create_met")
 
     def meet(self, seq: int) -> bool:
-        """Whether it is the first line of its record; those that had none are "rows_not_met" then."""
+        """Whether this is the first line of the record; the DONE ones that had none are ``rows_not_met`` then."""
         return self.execute("meet", seq=seq).rowcount == 1
 
     # --- questions ---
@@ -525,6 +526,21 @@ class Ledger:
     def forget_submissions(self, before: float, after: float) -> None:
         """Keep only those between the two instants."""
         self.execute("forget_submissions", before=int(before), after=int(after))
+
+    def tally(self) -> list[sqlite3.Row]:
+        """A row per state that occurs, and always one for DONE: records, maybe_paid, the oldest submission of those
+        that are not DONE.
+        """
+        return self.fetch("tally")
+
+    def totals(self) -> tuple[int, int, int]:
+        """Answers written, tokens of all requests, tokens of all answers. Reads every row."""
+        done, asked, answered = self.fetch("totals")[0]
+        return done, asked, answered
+
+    def failure_kinds(self) -> list[tuple[str, int, int, str]]:
+        """(kind, records, first line, what was said of it), most frequent first."""
+        return [tuple(raw) for raw in self.fetch("failure_kinds")]
 
     def maybe_paid(self, limit: int) -> list[tuple[int, Any, int]]:
         """(line, id, payments beyond the first that may have happened), by line."""

@@ -250,10 +250,11 @@ SELECT coalesce(sum(state = 'done'), 0) AS done,
   FROM record NOT INDEXED;
 
 -- name: failure_kinds
--- The most frequent first.
-SELECT json_extract(error, '$.kind') AS kind,
-       count(*)                      AS records,
-       min(line)                     AS first_line
+-- The most frequent first. Beside a min(), SQLite takes the message from that very row.
+SELECT json_extract(error, '$.kind')    AS kind,
+       count(*)                         AS records,
+       min(line)                        AS first_line,
+       json_extract(error, '$.message') AS first_message
   FROM record
  WHERE state <> 'done'
    AND state IN ('failed', 'held', 'expired')
@@ -391,6 +392,9 @@ DROP TABLE IF EXISTS inventory;
 
 -- name: drop_hashes
 DROP TABLE IF EXISTS hashes;
+
+-- name: drop_met
+DROP TABLE IF EXISTS met;
 
 -- name: create_met
 -- The records whose line was met, while the output is read from its first line to its last.

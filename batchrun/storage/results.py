@@ -73,7 +73,11 @@ def replace_file(path: Path, pieces: Iterable[bytes], *, meanwhile: Path) -> Non
     with writing(path):
         meanwhile.unlink(missing_ok=True)  # of a process that was killed here
         write_new(meanwhile, pieces, 0o666)
-        os.replace(meanwhile, path)
+        try:
+            os.replace(meanwhile, path)
+        except BaseException:
+            meanwhile.unlink(missing_ok=True)
+            raise
         sync_directory(path.parent)
 
 

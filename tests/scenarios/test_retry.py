@@ -21,8 +21,8 @@ def test_failures_that_may_pass_are_sent_again_and_the_others_stay(bench: Bench)
     )
     assert bench.run().exit_code == 1
     assert bench.kinds() == {"passing": "provider_error", "lost": "no_reply", "final": "invalid_argument"}
-    way_on = "batchrun retry out.jsonl sends again what may pass, with --only KIND any of a kind\n"
-    assert way_on in bench.spawn("status", "out.jsonl").wait().stdout
+    way_on = "; batchrun resume out.jsonl sends mended lines; batchrun retry out.jsonl sends again what may pass, "
+    assert f"{way_on}with --only KIND any of a kind\n" in bench.spawn("status", "out.jsonl").wait().stdout
     bench.emulator.change(rules=[])
     ran = bench.retry()
     assert ran.exit_code == 1

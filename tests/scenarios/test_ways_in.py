@@ -289,6 +289,9 @@ def test_a_table_is_read_row_by_row_and_each_keeps_its_line(bench: Bench) -> Non
         pytest.param(
             'prompt\n"' + "x\n" * (2 << 20) + "\n", "2: not CSV: field larger than field limit", id="long cell"
         ),
+        pytest.param(
+            'prompt,x\n"' + ("y" * (1 << 20) + '","\n') * 9, "9: a row is longer than 8 MiB", id="row without an end"
+        ),
         pytest.param("prompt,x\na\n", "2: the row has 1 cells, and there are 2 columns", id="first row"),
         pytest.param(
             "pr\0mpt,x\n", "1: each column needs a name of its own, in UTF-8; these are: pr\\x00mpt, x", id="header"

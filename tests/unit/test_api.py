@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -163,6 +164,12 @@ def test_wait_asks_at_the_interval_it_is_given(hours: list[float], monkeypatch: 
         assert asyncio.run(operation.wait(poll_interval=interval)) is answer
         assert hours == gaps
         hours.clear()
+
+
+def test_a_name_that_no_file_can_have_is_told_as_any_other_problem(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('"a"\n')
+    with pytest.raises(batchrun.BatchrunError, match="name too long"):
+        asyncio.run(batchrun.run_job(tmp_path / "in.jsonl", tmp_path / ("o" * 300), provider="emulator"))
 
 
 def test_a_job_that_only_looks_is_refused_and_not_sent() -> None:

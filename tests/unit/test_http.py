@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from email.utils import format_datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -565,13 +566,18 @@ def test_aiohttp_is_loaded_only_when_there_is_something_to_send() -> None:
 
 # --- pure ---------------------------------------------------------------------------------------------------
 
+NOW = datetime.datetime(2026, 11, 22, 12, 0, 0, tzinfo=datetime.UTC)
 RETRY_AFTER = {
     "none": (None, 0.0),
     "seconds": ("120", 120.0),
     "seconds with blanks": (" 120 ", 120.0),
     "zero": ("0", 0.0),
     "over the limit": ("301", 300.0),
-    "a date": ("Sun, 22 Nov 2026 12:00:42 GMT", 0.0),
+    "a date": (format_datetime(NOW + datetime.timedelta(seconds=42), usegmt=True), 42.0),
+    "a date in the past": (format_datetime(NOW - datetime.timedelta(hours=1), usegmt=True), 0.0),
+    "a date far ahead": (format_datetime(NOW + datetime.timedelta(days=9), usegmt=True), 300.0),
+    "a date that never was": ("Wed, 99 Nov 2026 25:00:00 GMT", 0.0),
+    "a year beyond all clocks": ("Wed, 21 Oct 99999 07:28:00 GMT", 0.0),
     "negative": ("-5", 0.0),
     "not a number": ("nan", 0.0),
     "endless": ("inf", 0.0),
@@ -583,7 +589,7 @@ RETRY_AFTER = {
 
 @pytest.mark.parametrize(("value", "expected"), RETRY_AFTER.values(), ids=RETRY_AFTER)
 def test_retry_after(value: str | None, expected: float) -> None:
-    assert retry_after_s(value) == expected
+    assert retry_after_s(value, now=NOW.timestamp()) == expected
 
 
 GOOD_ENDPOINTS = {

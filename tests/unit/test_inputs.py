@@ -146,12 +146,12 @@ def test_a_digest_tells_lines_apart() -> None:
         pytest.param(b'{"prompt":"\xd0', "not UTF-8: wrong byte 0xd0", 12, id="7: cut in a letter"),
         pytest.param(b'{"prompt":"\xc0\xaf"}', "not UTF-8: wrong byte 0xc0", 12, id="7: overlong"),
         pytest.param(b'{"prompt":"\xed\xa0\x80"}', "not UTF-8: wrong byte 0xed", 12, id="7: surrogate"),
-        pytest.param(rb'{"prompt":"a\ud800"}', r"half of a \ud800-\udfff pair", None, id="8: high half"),
-        pytest.param(rb'{"prompt":"\uDFFF a"}', r"half of a \ud800-\udfff pair", None, id="8: low half"),
-        pytest.param(rb'{"prompt":"\ud83d\ud83d\ude00"}', "half of a", None, id="8: half before a pair"),
-        pytest.param(rb'{"prompt":"\\\ud800"}', "half of a", None, id="8: behind a backslash"),
-        pytest.param(rb'{"prompt":"a","\udc00":1}', "half of a", None, id="8: in a key"),
-        pytest.param(rb'{"prompt":"a","b":[{"c":"\ud800"}]}', "half of a", None, id="8: deep in meta"),
+        pytest.param(rb'{"prompt":"a\ud800"}', r"half of a \ud800-\udfff pair", 13, id="8: high half"),
+        pytest.param(rb'{"prompt":"\uDFFF a"}', r"half of a \ud800-\udfff pair", 12, id="8: low half"),
+        pytest.param(rb'{"prompt":"\ud83d\ud83d\ude00"}', "half of a", 12, id="8: half before a pair"),
+        pytest.param(rb'{"prompt":"\\\ud800"}', "half of a", 14, id="8: behind a backslash"),
+        pytest.param(rb'{"prompt":"a","\udc00":1}', "half of a", 16, id="8: in a key"),
+        pytest.param(rb'{"prompt":"a","b":[{"c":"\ud800"}]}', "half of a", 26, id="8: deep in meta"),
         pytest.param(b'{"prompt":"a\x00"}', "not JSON: a raw control character", 13, id="9: NUL"),
         pytest.param(b'{"prompt":"\x1b[0m"}', "not JSON: a raw control character", 12, id="9: escape"),
         pytest.param(b'{"prompt":"a\tb"}', "not JSON: a raw control character", 13, id="9: tab"),
@@ -578,9 +578,10 @@ def test_a_batch_line_that_cannot_be_asked_here_is_refused(batch: JsonObject, re
 
 
 def test_what_a_batch_line_says_to_the_service_alone_travels_along() -> None:
-    along = {"user": "u", "metadata": {"a": 1}, "n": 1, "top_p": 1.0, "stop": [], "stream": False, "seed": None}
-    asked = parse(line(custom_id="c", url="/chat/completions", body={**SAY, **along, "custom_id": None}, user="v"))
-    assert asked == Parsed("c", Prompt(None, SAY), {**along, "user": "v"})
+    body = {**SAY, "user": "u", "metadata": {"a": 1}, "n": 1, "top_p": 1.0, "stop": [], "stream": False, "seed": None}
+    assert parse(line(custom_id="c", url="/chat/completions", body=body, lang="ru", user="v")) == Parsed(
+        "c", Prompt(None, SAY), {"lang": "ru", "user": "u", "metadata": {"a": 1}}
+    )
 
 
 def test_a_model_named_on_the_command_line_goes_before_that_of_another_service() -> None:
@@ -714,6 +715,8 @@ def test_beside_messages_the_names_of_the_body_are_meant() -> None:
         ({"prompt": "a", "tools": []}, "tools does not go with prompt"),
         ({"prompt": "a", "response_format": {}}, "response_format does not go with prompt"),
         ({"messages": HELLO, "requestText": "a"}, "requestText does not go with messages"),
+        ({"requestText": 1}, "requestText must be a text"),
+        ({"requestText": "a", "instruction_text": True}, "instruction_text must be a text"),
         ({"requestText": "a", "temperature": 0}, "temperature does not go with requestText"),
         ({"prompt": "a", "top_p": 0.9}, "top_p has no counterpart here, leave it out"),
         ({"messages": HELLO, "stop": ["x"]}, "stop has no counterpart here, leave it out"),

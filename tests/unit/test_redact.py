@@ -47,6 +47,7 @@ TEXTS = {
     "text that would run backwards": ("abc\u202etxt.exe", "abctxt.exe"),
     "half a surrogate pair": ("a\ud800b", "ab"),
     "a key cut by a control character": ("AQVNw1c\x00FakeKey0123456789", GONE),
+    "a key cut by a separator of files": ("AQVN\x1cw1cFakeKey0123456789", GONE),
     "a key cut by an invisible character": ("AQVN\u200bw1cFakeKey0123456789", GONE),
     "empty": ("", ""),
 }

@@ -23,7 +23,7 @@ from batchrun.cli.options import deadline, share
 from batchrun.cli.report import report_problem
 from batchrun.cli.resume import SERIOUS, config_of_job, jobs_of, resume
 from batchrun.cli.run import config_of, run
-from batchrun.cli.status import open_job
+from batchrun.cli.status import describe, open_job
 from batchrun.config import REMEMBERED, JobConfig
 from batchrun.errors import DiskProblem, Interrupted, UsageProblem
 from batchrun.stop import on_signals
@@ -80,6 +80,7 @@ def test_whatever_a_run_was_told_is_known_to_the_next(
 def test_a_job_that_was_killed_in_its_first_moment_has_nothing_to_go_on_with(ledger: Ledger, paths: JobPaths) -> None:
     with pytest.raises(UsageProblem, match="never started"):
         config_of_job(ledger, paths)
+    assert [*describe(ledger, paths)][-1] == "  next: the same command again"
 
 
 def test_a_ledger_does_not_say_who_is_given_the_key(
@@ -136,6 +137,17 @@ def test_settings_that_are_not_as_they_were_written_are_damage(
         config_of_job(ledger, paths)
 
 
+@pytest.mark.parametrize("change", [{"template": "{% if"}, {"schema": 5}, {"system": 1}, {"prompt_column": 7}])
+def test_settings_that_somebody_wrote_with_their_digest_are_damage(
+    ledger: Ledger, paths: JobPaths, change: dict[str, Any]
+) -> None:
+    """Fails if ``settings_of`` looks at nothing but the digest, which anybody can make."""
+    with ledger.transaction():
+        ledger.save_settings(replace(SETTINGS, **change))
+    with pytest.raises(DiskProblem, match="damaged"):
+        config_of_job(ledger, paths)
+
+
 def test_every_exit_code_has_its_place_among_those_of_several_jobs() -> None:
     assert set(SERIOUS) == set(documented_codes())
     assert SERIOUS[:6] == (70, 74, 5, 2, 3, 75)
@@ -179,16 +191,27 @@ def test_a_job_that_is_gone_by_its_turn_is_not_begun_anew(ledger: Ledger, paths:
 
 
 @pytest.mark.parametrize(
-    ("cause", "told"),
+    ("name", "cause", "told"),
     [
-        ("the input is gone", "a/out: the input is gone"),
-        ("`a/out` is in use by another run", "`a/out` is in use by another run"),
-        ("the ledger `a/out.batchrun/ledger.db` is damaged", "the ledger `a/out.batchrun/ledger.db` is damaged"),
+        ("a", "the ledger is damaged", "a: the ledger is damaged"),
+        ("my out", "`my out` is in use by another run", "`my out` is in use by another run"),
+        (
+            "out",
+            "the ledger `out.batchrun/ledger.db` is damaged",
+            "out: the ledger `out.batchrun/ledger.db` is damaged",
+        ),
     ],
 )
-def test_of_several_jobs_each_is_named_once(capsys: pytest.CaptureFixture[str], cause: str, told: str) -> None:
-    assert report_problem(DiskProblem(cause, remedy="mend it"), Path("a/out")) == 74
+def test_of_several_jobs_each_is_named_once(
+    capsys: pytest.CaptureFixture[str], name: str, cause: str, told: str
+) -> None:
+    assert report_problem(DiskProblem(cause, remedy="mend it"), Path(name)) == 74
     assert capsys.readouterr().err == f"error: {told}\n  mend it\n"
+
+
+def test_of_several_jobs_the_first_line_names_the_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report_problem(DiskProblem("in:2: gone", remedy="mend it", before=["in:1: changed"]), Path("a")) == 74
+    assert capsys.readouterr().err == "a: in:1: changed\nin:2: gone\n  mend it\n"
 
 
 def test_a_folder_without_a_job_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

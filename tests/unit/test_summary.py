@@ -151,7 +151,7 @@ def test_details_say_tokens_kinds_and_until_when_answers_are_kept(ledger: Ledger
     fill(ledger, DONE, FAILED, FAILED, OPEN)
     lines = details(replace(summarize(ledger, 4), input_tokens=3000, output_tokens=4))
     assert lines[0] == "tokens   3,000 in, 4 out"
-    assert lines[1] == "failed   invalid_argument 2 (first: line 2)"
+    assert lines[1] == "failed   invalid_argument 2 (first: line 2, the service did not like it)"
     assert re.fullmatch(r"the open ones go on without us; their answers are kept until \d\d \w{3} \d\d:\d\d", lines[2])
     assert len(lines) == 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -108,10 +109,12 @@ def test_a_schema_may_stand_in_a_file_beside_the_template(tmp_path: Path) -> Non
         pytest.param("+++\nschema = 1\n+++\n", "a schema is an object", "", id="schema"),
         pytest.param(
             '+++\nschema = "none.json"\n+++\n',
-            "the schema cannot be read: No such file or directory",
+            "the schema cannot be read: not a file of at most 4 MiB",
             "a file of JSON beside the template",
             id="schema file",
         ),
+        pytest.param('+++\nschema = "pipe"\n+++\n', "not a file of at most 4 MiB", "", id="schema of a pipe"),
+        pytest.param('+++\nschema = "large"\n+++\n', "not a file of at most 4 MiB", "", id="large schema"),
         pytest.param('+++\nschema = "../HERE/s.json"\n+++\n', "the schema cannot be read", "", id="schema elsewhere"),
         pytest.param("+++\n[options]\ntop = 1\n+++\n", "unknown in the head: top", "", id="option"),
         pytest.param("+++\nschema = {least = nan}\n+++\n", "the schema cannot be read", "", id="NaN in a schema"),
@@ -124,6 +127,8 @@ def test_a_schema_may_stand_in_a_file_beside_the_template(tmp_path: Path) -> Non
 def test_what_is_wrong_with_a_template_is_said(tmp_path: Path, text: str, cause: str, remedy: str) -> None:
     (tmp_path / "t.j2").write_text(text.replace("HERE", tmp_path.name))
     (tmp_path / "s.json").write_text("{}")
+    (tmp_path / "large").write_text("{}" + " " * (4 << 20))
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UsageProblem) as told:
         read_template(tmp_path / "t.j2")
     assert cause in told.value.cause

@@ -174,6 +174,12 @@ def test_an_answer_with_half_a_surrogate_pair_agrees(tmp_path: Path) -> None:
     ledger.close()
 
 
+def test_a_line_of_a_record_that_is_not_done_is_a_difference(books: Books) -> None:
+    """Fails if ``verify`` does not look at the state: the next run would send it again, or write it twice."""
+    sql(books.ledger.path, f"UPDATE record SET state = 'open' WHERE operation_id = '{operation_of(38)}'")
+    assert books.verify().named == [f"{books.output}:2: changed, or not written by this job"]
+
+
 # --- the input ---
 
 BLANK = b" " * len(a_line(1)) + b"\n"

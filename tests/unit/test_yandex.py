@@ -241,9 +241,13 @@ READS: dict[str, tuple[bytes, PollReply]] = {
     ),
     # answers
     "final": (answered(), text("stop")),
-    "a status by number": (answered(3), text("3")),
     "truncated": (answered("ALTERNATIVE_STATUS_TRUNCATED_FINAL"), text("length")),
     "partial": (answered("ALTERNATIVE_STATUS_PARTIAL"), text("partial")),
+    "a status by number": (answered(3), text("stop")),
+    "filtered, by its number": (
+        answered(4),
+        Finished(Failure("content_filter", FILTERED, finish_reason="content_filter")),
+    ),
     "a status yet to be invented": (answered("ALTERNATIVE_STATUS_BORED"), text("bored")),
     "a status of another style": (answered("Paused"), text("paused")),
     "no status": (answered(None), text("unspecified")),
