@@ -48,6 +48,7 @@ class Submitter:
         self._refused_status = 0
         self._refused_alike = 0
         self._failed_first: list[int] = []
+        self._said_first = ""
         self._first_post = True
         self._trouble = ""
 
@@ -58,6 +59,8 @@ class Submitter:
             async with asyncio.TaskGroup() as group:
                 for number in range(self._run.config.concurrency):
                     group.create_task(self._work(records), name=f"submitter-{number}")
+            if self._failed_first and not await self._run.storage.do(Ledger.has_operations):
+                await self._take_back()  # fewer than it takes, and all there are
         finally:
             self._tracker.expect_no_more()
 
@@ -174,17 +177,21 @@ class Submitter:
             self._refused_status, self._refused_alike = reply.status, 0
             self._failed_first.clear()
         self._refused_alike += 1
+        self._said_first = f"{reply.status}: {reply.message}"
         if failed:
             self._failed_first.append(seq)
         if self._refused_alike >= ALIKE_AT_THE_START:
-            cause = (
-                f"the service refused the first {ALIKE_AT_THE_START} requests alike ({reply.status}: {reply.message})"
-            )
-            remedy = "see to --model, YC_FOLDER_ID and --endpoint, then run again; this run got nothing accepted"
-            self._stop.request(UsageProblem(cause, remedy=remedy))
-            while self._failed_first:
-                await self._run.storage.do(Ledger.reopen, self._failed_first.pop())
-                self._run.backlog.counts[State.FAILED] -= 1
+            await self._take_back()
+
+    async def _take_back(self) -> None:
+        """Stop, and let what was refused be NEW: it may well be accepted once the settings are right."""
+        asked = f"the first {self._refused_alike} requests alike" if self._refused_alike > 1 else "the request"
+        cause = f"the service refused {asked} ({self._said_first})"
+        remedy = "see to --model, YC_FOLDER_ID and --endpoint, then run again; this run got nothing accepted"
+        self._stop.request(UsageProblem(cause, remedy=remedy))
+        while self._failed_first:
+            await self._run.storage.do(Ledger.reopen, self._failed_first.pop())
+            self._run.backlog.counts[State.FAILED] -= 1
 
 
 def _refused_credentials(reply: Refused) -> CredentialsRefused:

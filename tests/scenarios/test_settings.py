@@ -20,19 +20,37 @@ def test_other_settings_are_refused_once_something_was_accepted(finished: Bench)
     assert finished.is_untouched()
 
 
-def test_requests_refused_alike_at_the_start_fail_nothing_and_other_settings_are_free(bench: Bench) -> None:
-    """Fails if the first three refusals are not taken back, or if settings are pinned before the first acceptance."""
+@pytest.mark.parametrize(
+    ("limit", "refused"),
+    [("9", "the first 3 requests alike"), ("2", "the first 2 requests alike"), ("1", "the request (400")],
+)
+def test_requests_refused_alike_at_the_start_fail_nothing_and_other_settings_are_free(
+    bench: Bench, limit: str, refused: str
+) -> None:
+    """Fails if the first three refusals, or all of a look at the first two, are not taken back, or if settings are
+    pinned before the first acceptance.
+    """
     bench.records("a", "b", "c", "d")
     bench.emulator.change(status=400)
-    ran = bench.run("--temperature", "0.1")
+    ran = bench.run("--temperature", "0.1", "--limit", limit)
     assert ran.exit_code == 2
-    assert "refused the first 3 requests alike (400" in ran.stderr
+    assert f"error: the service refused {refused}" in ran.stderr
     assert set(bench.states()) == {"new"}
     assert bench.failures() == []
     bench.emulator.change(status=0)
     assert bench.run("--temperature", "0.5").exit_code == 0
     assert set(bench.emulator.submissions.values()) == {1}
     bench.check()
+
+
+def test_a_refusal_fails_its_record_where_the_settings_have_been_proven(bench: Bench) -> None:
+    """Fails if a run that sends one record takes its refusal back: it would be sent again every night."""
+    bench.records("a")
+    assert bench.run().exit_code == 0
+    bench.records("a", "b")
+    bench.emulator.change(status=400)
+    assert bench.run().exit_code == 1
+    assert bench.kinds() == {"b": "invalid_argument"}
 
 
 @pytest.mark.parametrize("words", [("--state-dir", "."), ("-o", "out.errors.ndjson")])
