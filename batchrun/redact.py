@@ -12,8 +12,11 @@ GONE = "[redacted]"
 
 _LOOKED_AT = 16 * MAX_TEXT_BYTES
 _SHORTEST_SECRET = 4
-_BLANKS = re.compile(r"[\t-\r\x85\xa0\u2028\u2029][ \t-\r\x85\xa0\u2028\u2029]*")
-_COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # and cursor moves
+_BLANKS = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029][ \t\n\v\f\r\x85\u2028\u2029]*")
+_UNPRINTABLE = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # terminal colours and cursor moves, whole
+    r"|[\x00-\x1f\x7f-\x9f]|[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]|[\ud800-\udfff]"
+)
 _SECRETS = (
     (r"(?i)(authorization\\?[\"']?\s*[:=,]\s*(?:b?\\?[\"'])?)([\w-]{2,12}\s+)?[^\s\"',;}]+", rf"\1{GONE}"),
     (r"(?i)\b(bearer|api-key)\s+[^\s\"',;}]+", rf"\1 {GONE}"),
@@ -45,8 +48,7 @@ class Redactor:
         """The text on one line, without secrets and control characters, at most 2 KiB of UTF-8."""
         if len(text) <= MAX_TEXT_BYTES and _PLAIN.fullmatch(text) and not any(map(text.__contains__, self._secrets)):
             return text
-        text = _COLOURS.sub("", _BLANKS.sub(" ", text))
-        text = "".join(filter(str.isprintable, text))  # before all else: what is not could split a secret in two
+        text = _UNPRINTABLE.sub("", _BLANKS.sub(" ", text))  # first: they could split a secret in two
         for secret in self._secrets:
             text = text.replace(secret, GONE)
         text = text[:_LOOKED_AT]
@@ -56,16 +58,19 @@ class Redactor:
 
 
 ECHO_LENGTH = 12
+_ODD = re.compile(r"[\W_]+")
 _JSON_TEXT = re.compile(r'"(?:[^"\\]|\\.)*+"')
 
 
 def without_echo(message: str, request: str) -> str:
     """The service's message, or a word about it if it quotes the request: prompts go into no log and no ledger.
 
-    ``request`` is JSON; its texts are looked for as they are written there and as they are read.
+    ``request`` is JSON; its texts are looked for as they are written there and as they are read, and without what
+    redaction may have changed: blanks, and what cannot be seen.
     """
     sent = request
     with suppress(ValueError):
         sent += "\n" + "\n".join(json.loads(text) for text in _JSON_TEXT.findall(request))
-    quotes = (message[at : at + ECHO_LENGTH] for at in range(len(message) - ECHO_LENGTH + 1))
+    sent, said = _ODD.sub("", sent), _ODD.sub("", message)
+    quotes = (said[at : at + ECHO_LENGTH] for at in range(len(said) - ECHO_LENGTH + 1))
     return "the service's message quotes the request" if any(quote in sent for quote in quotes) else message

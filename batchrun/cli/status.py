@@ -22,6 +22,7 @@ from batchrun.storage.ledger import Ledger, PastRun
 from batchrun.summary import Summary, kept_until, kinds_of, names_of, retry_of_doubtful, summarize
 from batchrun.template import compiled
 
+SAME_COMMAND = "the same command, without --new-run or --if-finished new"  # these begin anew, and pay again
 MUST_BE_MENDED = frozenset({errors.USAGE, errors.INPUT, errors.CREDENTIALS, errors.BUG, errors.DISK})
 
 
@@ -137,11 +138,11 @@ def _next(summary: Summary, last: PastRun | None, ledger: Ledger, paths: JobPath
     if again := retry_of_doubtful(summary, paths.named):
         return f"decide: {again}"
     if counts[State.FAILED]:
-        again = "the same command" if ledger.job().input_source == "-" else f"batchrun resume {paths.named}"
+        again = SAME_COMMAND if ledger.job().input_source == "-" else f"batchrun resume {paths.named}"
         ways = [f"look at {paths.failures}", f"{again} sends mended lines"]
         if any(kind != "bad_input" for kind, *_ in summary.failed_kinds):
             ways.append(f"batchrun retry {paths.named} sends again what may pass, with --only KIND any of a kind")
         return "; ".join(ways)
     if limit is not None and summary.unsent != 0:
-        return "the same command without --limit sends the rest"
+        return f"{SAME_COMMAND}, and without --limit, sends the rest"
     return "nothing, every record is written"

@@ -172,10 +172,11 @@ class Yandex:
     async def submit(self, body: bytes, request_id: str) -> SubmitReply:
         """POST the body once."""
         headers = {"Content-Type": "application/json", "x-client-request-id": request_id}
-        reply = self._read_submitted(await self._http.post(self._submit_url, body, headers))
+        exchange = await self._http.post(self._submit_url, body, headers)
+        reply = self._read_submitted(exchange)
         if isinstance(reply, record.Accepted) and reply.operation_id not in self._accepted:
             self._accepted.append(reply.operation_id)
-        else:
+        elif isinstance(exchange, Reply | Oversize):
             self._http.drop_connections()  # it may be the reply to another request
         return reply
 

@@ -221,7 +221,7 @@ def test_after_a_limit_status_says_which_command_sends_the_rest(bench: Bench) ->
     bench.records("a", "b")
     assert bench.run("--limit", "1").exit_code == 0
     assert bench.spawn("resume", "out.jsonl").wait().exit_code == 0
-    assert "next: the same command without --limit sends the rest" in bench.spawn("status", "out.jsonl").wait().stdout
+    assert "new, and without --limit, sends the rest" in bench.spawn("status", "out.jsonl").wait().stdout
     assert bench.run().exit_code == 0
     assert "next: nothing" in bench.spawn("status", "out.jsonl").wait().stdout
     bench.check()

@@ -98,6 +98,14 @@ def test_a_message_that_quotes_the_request_is_replaced_however_the_request_was_w
     assert said not in without_echo(f"not allowed: {said}", f"{{{said}")
 
 
+@pytest.mark.parametrize(
+    "said", ["acct\t12345678\tpin\t4711", "не\nговори\nникому", "合言葉\u3000はやま\u3000かわだ\u3000とりだ"]
+)
+def test_a_quoted_request_is_known_after_redaction_as_well(said: str) -> None:
+    """Fails if the two are compared as they are: redaction changes blanks, and takes out what cannot be seen."""
+    assert "quotes the request" in without_echo(redact(f"not allowed: {said}"), json.dumps({"prompt": said}))
+
+
 @given(st.text(st.characters(exclude_categories=[])))
 def test_what_comes_out_is_short_and_printable(text: str) -> None:
     shown = redact(text)
